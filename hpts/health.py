@@ -1,0 +1,60 @@
+"""Health: is this process alive, and can it do its work. No token needed, nothing about tenants told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import redis
+from django.conf import settings
+from django.db import connections
+from django.db.migrations.executor import MigrationExecutor
+from django.http import HttpRequest, HttpResponse
+
+from hpts.problems import MethodNotAllowed
+from hpts.rendering import answer
+
+
+def _only_get(request: HttpRequest) -> None:
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed(["GET", "HEAD"])
+
+
+def live(request: HttpRequest) -> HttpResponse:
+    """GET /v1/health/live: the process answers."""
+    _only_get(request)
+    return answer({"status": "ok", "version": settings.VERSION, "git_sha": settings.GIT_SHA})
+
+
+def ready(request: HttpRequest) -> HttpResponse:
+    """GET /v1/health/ready: 200 when every check passes, else 503 with the failing ones named."""
+    _only_get(request)
+    checks = {name: _outcome(check) for name, check in CHECKS.items()}
+    healthy = all(outcome == "ok" for outcome in checks.values())
+    return answer({"status": "ok" if healthy else "unavailable", "checks": checks}, 200 if healthy else 503)
+
+
+def _outcome(check: Callable[[], None]) -> str:
+    try:
+        check()
+    except Exception as error:  # A check may fail in any way; the name of the way is all that leaves the house.
+        return f"failed: {type(error).__name__}"
+    return "ok"
+
+
+def _database() -> None:
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT 1")
+
+
+def _broker() -> None:
+    with redis.Redis.from_url(settings.REDIS_URL, socket_timeout=1, socket_connect_timeout=1) as client:
+        client.ping()
+
+
+def _migrations() -> None:
+    executor = MigrationExecutor(connections["default"])
+    if executor.migration_plan(executor.loader.graph.leaf_nodes()):
+        raise RuntimeError("Migrations are missing.")
+
+
+CHECKS: dict[str, Callable[[], None]] = {"database": _database, "broker": _broker, "migrations": _migrations}

@@ -1,0 +1,76 @@
+"""What every request passes: its identity. And what only the admin passes: sessions, forgery protection, messages."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Callable
+
+from django.contrib.auth.middleware import AuthenticationMiddleware
+from django.contrib.messages.middleware import MessageMiddleware
+from django.contrib.sessions.middleware import SessionMiddleware
+from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import CsrfViewMiddleware
+
+from hpts import problems
+
+GetResponse = Callable[[HttpRequest], HttpResponse]
+
+_TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
+
+
+class RequestIdentity:
+    """Gives the request its id (answered as X-Request-Id) and its correlation id, and refuses NUL anywhere in the URL.
+
+    The correlation id is the trace id of a W3C `traceparent`, written as a UUID, else a new one.
+    """
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        request.request_id = str(uuid.uuid4())  # type: ignore[attr-defined]
+        request.correlation_id = correlation_id(request.META.get("HTTP_TRACEPARENT"))  # type: ignore[attr-defined]
+        if "\x00" in request.path_info or "%00" in request.META.get("QUERY_STRING", ""):
+            problem: problems.Problem = problems.ValidationFailed("The URL holds a NUL character.")
+            response = problems.response(problem, request.request_id)  # type: ignore[attr-defined]
+        else:
+            response = self.get_response(request)
+        response["X-Request-Id"] = request.request_id  # type: ignore[attr-defined]
+        return response
+
+
+def correlation_id(traceparent: str | None) -> str:
+    """The trace id of `traceparent` as a UUID; a new UUID when there is none, or none that is valid."""
+    match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None
+    if match is None or match[1] == "0" * 32 or traceparent[:2] == "ff":  # type: ignore[index]
+        return str(uuid.uuid4())
+    return str(uuid.UUID(match[1]))
+
+
+class _AdminOnly:
+    """A middleware of Django's for /admin/ alone; the API's path does not pay for it."""
+
+    get_response: GetResponse
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        if request.path_info.startswith("/admin/"):
+            return super().__call__(request)  # type: ignore[misc, no-any-return]
+        return self.get_response(request)
+
+
+class AdminSessions(_AdminOnly, SessionMiddleware):
+    pass
+
+
+class AdminForgeryProtection(_AdminOnly, CsrfViewMiddleware):
+    def process_view(self, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse | None:
+        return super().process_view(request, *args, **kwargs) if request.path_info.startswith("/admin/") else None
+
+
+class AdminUsers(_AdminOnly, AuthenticationMiddleware):
+    pass
+
+
+class AdminMessages(_AdminOnly, MessageMiddleware):
+    pass

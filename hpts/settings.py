@@ -1,0 +1,184 @@
+"""All settings, from the environment alone. Each variable has its line in the README.
+
+With no `DATABASE_URL` in the environment, the variables of the running embedded servers are used
+(`hpts/embedded.py` writes them below `var/`), so that `manage.py` finds what `make run` started.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import environ
+
+try:
+    from hpts import embedded
+except ImportError:
+    embedded = None
+
+BASE_DIR = Path(__file__).resolve().parent.parent
+VERSION = "1.0.0"
+
+env = environ.Env()
+if not env.str("DATABASE_URL", ""):
+    for name, value in embedded.environment().items():
+        os.environ.setdefault(name, value)
+
+# Production is the default: only `make run`, `make test` and CI say HPTS_DEVELOPMENT=1.
+DEVELOPMENT = env.bool("HPTS_DEVELOPMENT", False)
+DEBUG = False
+GIT_SHA = env.str("HPTS_GIT_SHA", "unknown")
+SECRET_KEY = env.str("HPTS_SECRET_KEY", "development-only-secret-key" if DEVELOPMENT else "")
+ALLOWED_HOSTS = env.list("HPTS_ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
+
+# --- Databases -------------------------------------------------------------------------------------------------------
+# `default` is the application's role (hpts_app); `owner` runs migrations; `readonly` is for reports.
+STATEMENT_TIMEOUT_MS = env.int("HPTS_STATEMENT_TIMEOUT_MS", 5_000)
+LOCK_TIMEOUT_MS = env.int("HPTS_LOCK_TIMEOUT_MS", 2_000)
+IDLE_IN_TRANSACTION_TIMEOUT_MS = env.int("HPTS_IDLE_IN_TRANSACTION_TIMEOUT_MS", 10_000)
+POOL_SIZE = env.int("HPTS_POOL_SIZE", 8)
+
+
+def _database(url: str, *, pooled: bool = False) -> dict[str, object]:
+    """Django's database dictionary for a URL, with the time limits of docs/operations.md as session defaults."""
+    config: dict[str, object] = env.db_url_config(url) if url else {"ENGINE": "django.db.backends.postgresql"}
+    limits = {
+        "statement_timeout": STATEMENT_TIMEOUT_MS,
+        "lock_timeout": LOCK_TIMEOUT_MS,
+        "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT_MS,
+        # A client that died while its backend works is noticed within a second, so its key is free again.
+        "client_connection_check_interval": 1_000,
+    }
+    options: dict[str, object] = {
+        "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),
+        "connect_timeout": 2,
+        "keepalives_idle": 10,
+        "tcp_user_timeout": 15_000,
+        "application_name": "hpts",
+        "server_side_binding": True,
+        "prepare_threshold": 1,
+    }
+    if pooled:
+        options["pool"] = {"min_size": 1, "max_size": POOL_SIZE, "timeout": 2}
+    config["OPTIONS"] = options
+    config["ATOMIC_REQUESTS"] = False
+    return config
+
+
+DATABASES = {
+    "default": _database(env.str("DATABASE_URL", ""), pooled=True),
+    "owner": _database(env.str("HPTS_OWNER_DATABASE_URL", "") or env.str("DATABASE_URL", "")),
+    "readonly": _database(env.str("HPTS_READONLY_DATABASE_URL", "") or env.str("DATABASE_URL", "")),
+}
+# Migrations lock tables for a moment or give up; the long statements are theirs alone.
+DATABASES["owner"]["OPTIONS"] = {"options": "-c lock_timeout=4000", "connect_timeout": 2, "application_name": "hpts-owner"}
+DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
+
+# --- Applications ----------------------------------------------------------------------------------------------------
+INSTALLED_APPS = [
+    "django.contrib.admin",
+    "django.contrib.auth",
+    "django.contrib.contenttypes",
+    "django.contrib.sessions",
+    "django.contrib.messages",
+    "django.contrib.staticfiles",
+    "rest_framework",
+    "oauth2_provider",
+    "drf_spectacular",
+    "drf_spectacular_sidecar",
+    "hpts",
+    "ledger",
+]
+MIDDLEWARE = [
+    "hpts.middleware.RequestIdentity",
+    "django.middleware.security.SecurityMiddleware",
+    "whitenoise.middleware.WhiteNoiseMiddleware",
+    "hpts.middleware.AdminSessions",
+    "hpts.middleware.AdminForgeryProtection",
+    "hpts.middleware.AdminUsers",
+    "hpts.middleware.AdminMessages",
+    "django.middleware.clickjacking.XFrameOptionsMiddleware",
+]
+ROOT_URLCONF = "hpts.urls"
+WSGI_APPLICATION = "hpts.wsgi.application"
+APPEND_SLASH = False
+TEMPLATES = [
+    {
+        "BACKEND": "django.template.backends.django.DjangoTemplates",
+        "DIRS": [BASE_DIR / "templates"],
+        "APP_DIRS": True,
+        "OPTIONS": {
+            "context_processors": [
+                "django.template.context_processors.request",
+                "django.contrib.auth.context_processors.auth",
+                "django.contrib.messages.context_processors.messages",
+            ]
+        },
+    }
+]
+STATIC_URL = "/static/"
+STATIC_ROOT = BASE_DIR / "var" / "static"
+WHITENOISE_USE_FINDERS = True
+USE_TZ = True
+TIME_ZONE = "UTC"
+LANGUAGE_CODE = "en-us"
+SECURE_CONTENT_TYPE_NOSNIFF = True
+SESSION_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEVELOPMENT
+AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
+
+# --- API -------------------------------------------------------------------------------------------------------------
+MAX_BODY_BYTES = 256 * 1024
+MAX_BATCH_BODY_BYTES = 16 * 1024 * 1024
+DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BATCH_BODY_BYTES
+REST_FRAMEWORK = {
+    "DEFAULT_AUTHENTICATION_CLASSES": ["hpts.auth.BearerToken"],
+    "DEFAULT_PERMISSION_CLASSES": ["hpts.auth.HasScope"],
+    "DEFAULT_PARSER_CLASSES": [],
+    "DEFAULT_RENDERER_CLASSES": ["hpts.rendering.JSON"],
+    "DEFAULT_CONTENT_NEGOTIATION_CLASS": "hpts.rendering.JSONOnly",
+    "DEFAULT_SCHEMA_CLASS": "hpts.openapi.Schema",
+    "EXCEPTION_HANDLER": "hpts.problems.exception_handler",
+    "UNAUTHENTICATED_USER": None,
+}
+
+# --- Who may call ----------------------------------------------------------------------------------------------------
+# The own issuer signs with HPTS_SIGNING_KEY (RSA, PEM). HPTS_PREVIOUS_SIGNING_KEYS holds the public keys (PEM, one after
+# the other) of keys that were replaced less than an hour ago. With HPTS_JWKS_URL set, tokens of that external issuer are
+# accepted instead and the own token endpoint is off.
+JWKS_URL = env.str("HPTS_JWKS_URL", "")
+ISSUER = env.str("HPTS_ISSUER", f"http://localhost:{env.int('PORT', 3000)}")
+AUDIENCE = env.str("HPTS_AUDIENCE", "hpts")
+SIGNING_KEY = env.str("HPTS_SIGNING_KEY", "", multiline=True)
+PREVIOUS_SIGNING_KEYS = env.str("HPTS_PREVIOUS_SIGNING_KEYS", "", multiline=True)
+ACCESS_TOKEN_SECONDS = 3600
+# Called with a tenant's id (str) when a token is first verified: may this tenant's tokens be used?
+HPTS_TENANT_EXISTS = "ledger.queries.tenant_is_active"
+OAUTH2_PROVIDER_APPLICATION_MODEL = "hpts.ApiClient"
+OAUTH2_PROVIDER = {
+    # Client credentials and nothing else: the other grants have no endpoint.
+    "OAUTH2_SERVER_CLASS": "oauthlib.oauth2.BackendApplicationServer",
+    "OAUTH2_VALIDATOR_CLASS": "hpts.oauth.ClientValidator",
+    "ACCESS_TOKEN_GENERATOR": "hpts.oauth.access_token",
+    "ACCESS_TOKEN_EXPIRE_SECONDS": ACCESS_TOKEN_SECONDS,
+    "SCOPES_BACKEND_CLASS": "hpts.oauth.ClientScopes",
+    "CLIENT_SECRET_HASHER": "generated_secret",
+    "PKCE_REQUIRED": True,
+    "ALLOWED_REDIRECT_URI_SCHEMES": ["https"],
+    "REFRESH_TOKEN_REUSE_PROTECTION": True,
+    "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
+    "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
+    "COMPLIANT_BCP_RFC9700_PKCE_METHOD": True,
+    "COMPLIANT_BCP_RFC9700_PKCE_REQUIRED": True,
+    "COMPLIANT_BCP_RFC9700_ACCESS_TOKEN_TRANSPORT": True,
+    "COMPLIANT_BCP_RFC9700_AUTHZ_RESPONSE_ISS": True,
+    "COMPLIANT_BCP_RFC9700_TOKEN_STORAGE": True,
+    "COMPLIANT_BCP_RFC9700_REFRESH_TOKEN": True,
+    "COMPLIANT_BCP_RFC9700_REDIRECT_URI_SCHEME": True,
+    "COMPLIANT_BCP_RFC9700_REDIRECT_URI_MATCHING": True,
+}
+# The first one hashes passwords of people; the other is for generated client secrets alone.
+PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher", "hpts.oauth.GeneratedSecretHasher"]
+
+# --- Workers ---------------------------------------------------------------------------------------------------------
+REDIS_URL = env.str("REDIS_URL", "")

@@ -1,0 +1,90 @@
+"""What every API view does in the same order, before and around its own three lines.
+
+Method (405), token (401), scope (403), size and type (413, 415, 406), JSON (400), key (400), shape (400): then the view.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, TypeVar
+
+from django.conf import settings
+from django.http import HttpRequest
+from msgspec import Struct
+from rest_framework.request import Request
+from rest_framework.viewsets import ViewSet
+
+from hpts import fields
+from hpts.problems import (
+    FieldProblem,
+    InvalidPageToken,
+    MethodNotAllowed,
+    PayloadTooLarge,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
+
+S = TypeVar("S", bound=Struct)
+
+
+class APIViewSet(ViewSet):
+    """A viewset of the API. `scopes` maps each action to the scope that it needs."""
+
+    scopes: ClassVar[dict[str, str]] = {}
+    # Actions whose bodies may be large.
+    large_bodies: ClassVar[frozenset[str]] = frozenset()
+    http_method_names: ClassVar[list[str]] = ["get", "post", "head"]
+
+    def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
+        self.format_kwarg = None
+        method = (request.method or "").lower()
+        if self.action is None or method not in self.action_map:
+            allowed = [name.upper() for name in self.action_map]
+            raise MethodNotAllowed(allowed)
+        self.perform_authentication(request)
+        self.check_permissions(request)
+        self.check_throttles(request)
+        if method == "post":
+            self._check_body(request._request)
+        request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
+
+    def http_method_not_allowed(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        raise MethodNotAllowed([name.upper() for name in self.action_map])
+
+    @property
+    def body_limit(self) -> int:
+        return settings.MAX_BATCH_BODY_BYTES if self.action in self.large_bodies else settings.MAX_BODY_BYTES
+
+    def _check_body(self, request: HttpRequest) -> None:
+        length = request.META.get("CONTENT_LENGTH") or "0"
+        if not length.isascii() or not length.isdigit() or int(length) > self.body_limit:
+            raise PayloadTooLarge(f"A body of this operation has at most {self.body_limit} bytes.")
+        if request.META.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":
+            raise UnsupportedMediaType("Send the body as it is, not compressed.")
+        media_type, *parameters = (part.strip().lower() for part in request.META.get("CONTENT_TYPE", "").split(";"))
+        if media_type != "application/json" or parameters not in ([], ["charset=utf-8"], ['charset="utf-8"']):
+            raise UnsupportedMediaType("A body is application/json in UTF-8.")
+
+    def document(self, request: Request) -> object:
+        """The body's JSON. Raises MalformedJSON, PayloadTooLarge."""
+        raw = request._request
+        if raw.META.get("CONTENT_LENGTH") or "wsgi.input" not in raw.META:
+            body = raw.body
+        else:
+            # A chunked body has no length; the server ends the stream, and we stop one byte after the limit.
+            body = raw.META["wsgi.input"].read(self.body_limit + 1)
+        if len(body) > self.body_limit:
+            raise PayloadTooLarge(f"A body of this operation has at most {self.body_limit} bytes.")
+        return fields.read_json(body)
+
+    def query(self, request: Request, shape: type[S]) -> S:
+        """The query string as a struct. A parameter that is unknown, empty or given twice is refused."""
+        values: dict[str, object] = {}
+        for name, given in request._request.GET.lists():
+            if name == "page_token" and given == [""]:
+                raise InvalidPageToken("The page token is empty.")
+            if len(given) > 1:
+                raise ValidationFailed(
+                    "One or more fields are not valid.", [FieldProblem(name, "duplicate", "Give this parameter once.")]
+                )
+            values[name] = given[0]
+        return fields.parse(values, shape)

@@ -1,0 +1,45 @@
+"""`manage.py create_client`: an API client of one tenant, with a secret that is shown once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError, CommandParser
+
+from hpts import oauth
+
+
+class Command(BaseCommand):
+    help = "Make an API client of a tenant. Its secret is shown once and stored hashed."
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("--tenant", required=True, metavar="ID", help="the tenant's id, as create_tenant prints it")
+        parser.add_argument(
+            "--scopes", required=True, metavar='"A B"', help=f"space separated, of {' '.join(oauth.SCOPES)}"
+        )
+        parser.add_argument("--name", default="", help="what the client is called in lists and at the start of its id")
+        parser.add_argument("--certificate", type=Path, metavar="FILE", help="its certificate, PEM or DER")
+        parser.add_argument("--json", action="store_true", help="print {client_id, client_secret} and nothing else")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        certificate: Path | None = options["certificate"]
+        try:
+            client, secret = oauth.register_client(
+                tenant_id=options["tenant"],
+                scopes=options["scopes"].split(),
+                name=options["name"],
+                certificate=certificate.read_bytes() if certificate else None,
+            )
+        except (ValueError, OSError) as error:
+            raise CommandError(str(error)) from error
+        if options["json"]:
+            self.stdout.write(json.dumps({"client_id": client.client_id, "client_secret": secret}))
+            return
+        self.stdout.write(
+            f"client_id:     {client.client_id}\n"
+            f"client_secret: {secret}\n"
+            f"scopes:        {client.allowed_scopes}\n"
+            "Keep the secret now: it is stored hashed and cannot be shown again."
+        )

@@ -1,0 +1,232 @@
+-- The walls: composite keys, append-only triggers, the sealed and balanced entry, row security, grants.
+-- Rule: triggers and constraints refuse; they never compute. Undo: the section after the reverse mark.
+--
+-- Objects are named with their schema throughout: a temporary table of the same name would come first on any search path.
+
+-- 1. Keys start with tenant_id ---------------------------------------------------------------------------------------
+-- Django's models know `id` as the key; the truth is (tenant_id, id), so that no tenant learns of another's ids and the
+-- schema can spread over machines by tenant.
+ALTER TABLE public.program DROP CONSTRAINT program_pkey, ADD CONSTRAINT program_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE public.program_terms DROP CONSTRAINT program_terms_pkey,
+    ADD CONSTRAINT program_terms_pkey PRIMARY KEY (tenant_id, program_id, id);
+ALTER TABLE public.loan DROP CONSTRAINT loan_pkey, ADD CONSTRAINT loan_pkey PRIMARY KEY (tenant_id, id);
+ALTER TABLE public.loan_terms DROP CONSTRAINT loan_terms_pkey,
+    ADD CONSTRAINT loan_terms_pkey PRIMARY KEY (tenant_id, loan_id, id);
+ALTER TABLE public.journal_entry DROP CONSTRAINT journal_entry_pkey,
+    ADD CONSTRAINT journal_entry_pkey PRIMARY KEY (tenant_id, id);
+
+ALTER TABLE public.program ADD CONSTRAINT program_tenant FOREIGN KEY (tenant_id) REFERENCES public.tenant (id);
+ALTER TABLE public.gl_account ADD CONSTRAINT gl_account_tenant FOREIGN KEY (tenant_id) REFERENCES public.tenant (id);
+ALTER TABLE public.program_terms ADD CONSTRAINT program_terms_program
+    FOREIGN KEY (tenant_id, program_id) REFERENCES public.program (tenant_id, id);
+ALTER TABLE public.loan ADD CONSTRAINT loan_program
+    FOREIGN KEY (tenant_id, program_id) REFERENCES public.program (tenant_id, id);
+ALTER TABLE public.loan_terms ADD CONSTRAINT loan_terms_loan
+    FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
+ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_reverses
+    FOREIGN KEY (tenant_id, reverses_entry_id) REFERENCES public.journal_entry (tenant_id, id);
+ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_settles
+    FOREIGN KEY (tenant_id, settles_entry_id) REFERENCES public.journal_entry (tenant_id, id);
+ALTER TABLE public.journal_line ADD CONSTRAINT journal_line_entry
+    FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
+ALTER TABLE public.loan_balance ADD CONSTRAINT loan_balance_loan
+    FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
+ALTER TABLE public.loan_accrual ADD CONSTRAINT loan_accrual_loan
+    FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
+ALTER TABLE public.loan_accrual ADD CONSTRAINT loan_accrual_entry
+    FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
+ALTER TABLE public.outbox_message ADD CONSTRAINT outbox_message_entry
+    FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
+
+-- The rows that each posting updates keep room on their page, so that the update touches no index.
+ALTER TABLE public.loan SET (fillfactor = 70);
+ALTER TABLE public.loan_balance SET (fillfactor = 70);
+
+-- 2. Nothing in the books changes ------------------------------------------------------------------------------------
+CREATE FUNCTION public.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION USING
+        ERRCODE = 'HP001',
+        MESSAGE = format('%s is append-only: %s is refused', TG_TABLE_NAME, TG_OP);
+END $$;
+
+DO $$
+DECLARE
+    name text;
+BEGIN
+    -- Rows that never change.
+    FOREACH name IN ARRAY ARRAY['program', 'program_terms', 'loan_terms', 'journal_entry', 'journal_line',
+                                'loan_accrual', 'idempotency_key', 'outbox_message']
+    LOOP
+        EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE OR DELETE OR TRUNCATE ON public.%I '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_append_only', name);
+        EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || '_append_only');
+    END LOOP;
+    -- Rows that move, and never go.
+    FOREACH name IN ARRAY ARRAY['tenant', 'gl_account', 'loan', 'loan_balance']
+    LOOP
+        EXECUTE format('CREATE TRIGGER %I BEFORE DELETE OR TRUNCATE ON public.%I '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_never_goes', name);
+        EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || '_never_goes');
+    END LOOP;
+END $$;
+
+-- What identifies them does not move either.
+CREATE TRIGGER gl_account_identity
+    BEFORE UPDATE OF tenant_id, code, account_type, normal_side, per_loan, role, created_at ON public.gl_account
+    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+CREATE TRIGGER loan_identity_stays
+    BEFORE UPDATE OF tenant_id, id, borrower_id, program_id, currency, opened_on, principal_limit_minor, created_at
+    ON public.loan FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+CREATE TRIGGER loan_balance_identity
+    BEFORE UPDATE OF tenant_id, loan_id, account_code, layer, currency, floored ON public.loan_balance
+    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+ALTER TABLE public.gl_account ENABLE ALWAYS TRIGGER gl_account_identity;
+ALTER TABLE public.loan ENABLE ALWAYS TRIGGER loan_identity_stays;
+ALTER TABLE public.loan_balance ENABLE ALWAYS TRIGGER loan_balance_identity;
+
+-- 3. An entry is whole, sealed and balanced --------------------------------------------------------------------------
+-- Header and lines come in one statement. At its end each of the two tables looks at the other: lines are refused unless
+-- they are all the lines of a header of this very transaction, a header is refused without lines. So no later statement
+-- and no later transaction can add a line, and no per-row or deferred check is needed (docs/adr/0004).
+-- Comparisons with the header are IS DISTINCT FROM: a header hidden by row security is NULL here and must refuse.
+CREATE FUNCTION public.journal_line_wall() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    bad record;
+BEGIN
+    SELECT l.entry_id, e.created_xid, e.line_count, l.lines, l.first, l.last INTO bad
+    FROM (SELECT tenant_id, entry_id, count(*) AS lines, min(sequence) AS first, max(sequence) AS last,
+                 min(effective_at) AS earliest, max(effective_at) AS latest
+          FROM new_line GROUP BY tenant_id, entry_id) l
+    LEFT JOIN public.journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
+    WHERE e.created_xid IS DISTINCT FROM pg_current_xact_id()
+       OR e.line_count IS DISTINCT FROM l.lines
+       OR l.first <> 1 OR l.last <> l.lines
+       OR e.effective_at IS DISTINCT FROM l.earliest OR e.effective_at IS DISTINCT FROM l.latest
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_line_sealed',
+            MESSAGE = format('entry %s takes its lines once, whole, numbered from 1, in the transaction that makes it',
+                             bad.entry_id);
+    END IF;
+
+    SELECT entry_id, currency, layer INTO bad
+    FROM new_line GROUP BY tenant_id, entry_id, currency, layer
+    HAVING sum(CASE direction WHEN 'DR' THEN amount_minor::numeric ELSE -amount_minor::numeric END) <> 0
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP003', CONSTRAINT = 'journal_line_balanced',
+            MESSAGE = format('entry %s does not balance in %s on %s', bad.entry_id, bad.currency, bad.layer);
+    END IF;
+
+    -- Accounts and loans are never deleted and keep their identity, so looking once is as good as a foreign key, and takes
+    -- no lock on the account rows that every posting of a tenant shares.
+    SELECT l.entry_id, l.sequence, l.account_code, a.code IS NULL AS unknown, a.closed_at IS NOT NULL AS closed INTO bad
+    FROM new_line l
+    LEFT JOIN public.gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
+    WHERE a.code IS NULL OR a.closed_at IS NOT NULL OR (a.per_loan AND l.loan_id IS NULL)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP004',
+            CONSTRAINT = CASE WHEN bad.unknown THEN 'journal_line_account'
+                              WHEN bad.closed THEN 'journal_line_account_open'
+                              ELSE 'journal_line_account_needs_loan' END,
+            MESSAGE = format('line %s of entry %s: account %s is unknown, closed, or kept per loan and names none',
+                             bad.sequence, bad.entry_id, bad.account_code);
+    END IF;
+
+    SELECT l.entry_id, l.sequence INTO bad
+    FROM new_line l
+    LEFT JOIN public.loan o ON o.tenant_id = l.tenant_id AND o.id = l.loan_id
+    WHERE l.loan_id IS NOT NULL
+      AND (o.borrower_id IS DISTINCT FROM l.borrower_id OR o.currency IS DISTINCT FROM l.currency)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP005', CONSTRAINT = 'journal_line_loan_identity',
+            MESSAGE = format('line %s of entry %s: loan, borrower and currency do not belong together',
+                             bad.sequence, bad.entry_id);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER journal_line_wall AFTER INSERT ON public.journal_line
+    REFERENCING NEW TABLE AS new_line FOR EACH STATEMENT EXECUTE FUNCTION public.journal_line_wall();
+ALTER TABLE public.journal_line ENABLE ALWAYS TRIGGER journal_line_wall;
+
+CREATE FUNCTION public.journal_entry_wall() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    bad record;
+BEGIN
+    SELECT e.id INTO bad
+    FROM new_entry e
+    WHERE e.created_xid IS DISTINCT FROM pg_current_xact_id()
+       OR e.content_hash IS DISTINCT FROM sha256(convert_to(e.document, 'UTF8'))
+       OR NOT e.posted_at BETWEEN transaction_timestamp() - interval '1 second' AND clock_timestamp() + interval '1 second'
+       OR NOT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = e.tenant_id AND l.entry_id = e.id)
+       OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = e.tenant_id)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
+            MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time',
+                             bad.id);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER journal_entry_wall AFTER INSERT ON public.journal_entry
+    REFERENCING NEW TABLE AS new_entry FOR EACH STATEMENT EXECUTE FUNCTION public.journal_entry_wall();
+ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_wall;
+
+-- A date accrues again only after the entry that accrued it was reversed.
+CREATE FUNCTION public.loan_accrual_wall() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    bad record;
+BEGIN
+    SELECT n.loan_id, n.accrual_date INTO bad
+    FROM new_accrual n
+    WHERE n.revision < 0
+       OR (n.revision > 0 AND NOT EXISTS (
+            SELECT FROM public.loan_accrual p
+            JOIN public.journal_entry r ON r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id
+            WHERE p.tenant_id = n.tenant_id AND p.loan_id = n.loan_id AND p.accrual_date = n.accrual_date
+              AND p.revision = n.revision - 1))
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
+            MESSAGE = format('loan %s has accrued for %s', bad.loan_id, bad.accrual_date);
+    END IF;
+    RETURN NULL;
+END $$;
+
+CREATE TRIGGER loan_accrual_wall AFTER INSERT ON public.loan_accrual
+    REFERENCING NEW TABLE AS new_accrual FOR EACH STATEMENT EXECUTE FUNCTION public.loan_accrual_wall();
+ALTER TABLE public.loan_accrual ENABLE ALWAYS TRIGGER loan_accrual_wall;
+
+-- 4. A tenant sees and touches only its own --------------------------------------------------------------------------
+-- FORCE binds the owner too, so the functions below, which run as the owner, are inside the wall. NULLIF: after a
+-- transaction that set it the setting is '' and not NULL.
+DO $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY ARRAY['tenant', 'program', 'program_terms', 'gl_account', 'loan', 'loan_terms', 'journal_entry',
+                                'journal_line', 'loan_balance', 'loan_accrual', 'idempotency_key', 'outbox_message']
+    LOOP
+        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
+        EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
+        EXECUTE format(
+            'CREATE POLICY %I ON public.%I USING (%I = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid) '
+            'WITH CHECK (%3$I = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid)',
+            name || '_tenant', name, CASE name WHEN 'tenant' THEN 'id' ELSE 'tenant_id' END);
+    END LOOP;
+END $$;
+
+-- 5. Grants ----------------------------------------------------------------------------------------------------------
+-- The application reads everything of its tenant, creates masters, closes accounts, and reaches the journal, balances,
+-- keys and outbox through record_posting alone.
+GRANT SELECT ON public.tenant, public.program, public.program_terms, public.gl_account, public.loan, public.loan_terms,
+    public.journal_entry, public.journal_line, public.loan_balance, public.loan_accrual, public.idempotency_key,
+    public.outbox_message TO hpts_app, hpts_readonly;
+GRANT INSERT ON public.tenant, public.program, public.program_terms, public.gl_account, public.loan_terms TO hpts_app;
+GRANT INSERT (tenant_id, id, borrower_id, program_id, currency, opened_on, principal_limit_minor) ON public.loan TO hpts_app;
+GRANT UPDATE (closed_at, closure_reason) ON public.gl_account TO hpts_app;

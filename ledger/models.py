@@ -1,0 +1,331 @@
+"""The tables of the books: data and constraints, no procedure.
+
+Django declares tables and row-local constraints here; composite keys, row security, triggers, grants and the two functions
+of the write path are the numbered `.sql` files beside the migrations. Rows of the journal are written by
+`record_posting` (migrations/0002_walls.sql) alone; the models are for reading.
+Ids are UUIDs, keys start with `tenant_id`, amounts are positive integers in the currency's minor unit (BIGINT).
+"""
+
+from __future__ import annotations
+
+from django.db import models
+from django.db.models import Q
+from django.db.models.functions import Now
+
+from hpts.tenancy import TenantOwned
+from ledger.events import DIRECTIONS, LAYERS, EventKind
+
+DAY_COUNTS = ("ACT_365", "ACT_360", "ACT_ACT", "30_360")
+ACCRUAL_MODES = ("client", "engine")
+ACCOUNT_TYPES = ("asset", "liability", "equity", "income", "expense", "memo")
+MAX_MINOR = 9_223_372_036_854_775_807
+
+
+class TransactionIdField(models.Field):  # type: ignore[type-arg]
+    """PostgreSQL's 64-bit transaction id, stamped by the database: what the sealed-entry wall and the bounded cursor read."""
+
+    def db_type(self, connection: object) -> str:
+        return "xid8"
+
+
+class CurrentTransactionId(models.Func):
+    function = "pg_current_xact_id"
+    output_field = TransactionIdField()
+
+
+class Tenant(models.Model):
+    """A lender with books of its own. `timezone` decides which date is today."""
+
+    id = models.UUIDField(primary_key=True)
+    name = models.TextField()
+    currency = models.TextField()
+    timezone = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "tenant"
+        constraints = [models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="tenant_currency")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Program(TenantOwned):
+    """A loan product: currency, day count, and effective-dated terms."""
+
+    id = models.UUIDField(primary_key=True)
+    name = models.TextField()
+    currency = models.TextField()
+    day_count_convention = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "program"
+        constraints = [
+            models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="program_currency"),
+            models.CheckConstraint(condition=Q(day_count_convention__in=DAY_COUNTS), name="program_day_count"),
+        ]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class ProgramTerms(TenantOwned):
+    """What holds for a program from a date on. A change is a new row; of two for one date the later id wins."""
+
+    program_id = models.UUIDField()
+    effective_at = models.DateField()
+    annual_rate_bps = models.IntegerField()
+    waterfall = models.TextField()
+    accrual_mode = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "program_terms"
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(annual_rate_bps__gte=0, annual_rate_bps__lte=100_000), name="program_terms_rate"
+            ),
+            models.CheckConstraint(condition=Q(accrual_mode__in=ACCRUAL_MODES), name="program_terms_accrual_mode"),
+            models.CheckConstraint(
+                condition=Q(
+                    waterfall__in=[
+                        "fees,interest,principal",
+                        "fees,principal,interest",
+                        "interest,fees,principal",
+                        "interest,principal,fees",
+                        "principal,fees,interest",
+                        "principal,interest,fees",
+                    ]
+                ),
+                name="program_terms_waterfall",
+            ),
+        ]
+
+
+class GLAccount(TenantOwned):
+    """An account of the tenant's chart. Rules name the role; a tenant's own accounts have none."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "code")
+    code = models.TextField()
+    name = models.TextField()
+    account_type = models.TextField()
+    normal_side = models.TextField()
+    per_loan = models.BooleanField(default=False)
+    role = models.TextField(null=True)
+    created_at = models.DateTimeField(db_default=Now())
+    closed_at = models.DateTimeField(null=True)
+    closure_reason = models.TextField(null=True)
+
+    class Meta:
+        db_table = "gl_account"
+        constraints = [
+            models.CheckConstraint(condition=Q(code__regex=r"^[0-9]{4}$"), name="gl_account_code"),
+            models.CheckConstraint(condition=Q(account_type__in=ACCOUNT_TYPES), name="gl_account_type"),
+            models.CheckConstraint(condition=Q(normal_side__in=DIRECTIONS), name="gl_account_normal_side"),
+            models.UniqueConstraint(fields=["tenant_id", "role"], name="gl_account_one_per_role"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.name}"
+
+
+class Loan(TenantOwned):
+    """A loan. Its state is derived from entries and balances; `version` counts the entries that touched it.
+
+    The three last columns move with each posting, under the row's lock, by `record_posting` alone.
+    """
+
+    id = models.UUIDField(primary_key=True)
+    borrower_id = models.UUIDField()
+    program_id = models.UUIDField()
+    currency = models.TextField()
+    opened_on = models.DateField()
+    principal_limit_minor = models.BigIntegerField(null=True)
+    created_at = models.DateTimeField(db_default=Now())
+    version = models.BigIntegerField(db_default=0)
+    last_effective_at = models.DateField(null=True)
+    last_posted_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "loan"
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(principal_limit_minor__isnull=True) | Q(principal_limit_minor__gt=0), name="loan_limit"
+            ),
+            # The target of the journal's one foreign key to loans: it proves loan, borrower and currency together.
+            models.UniqueConstraint(fields=["tenant_id", "id", "borrower_id", "currency"], name="loan_identity"),
+        ]
+        indexes = [
+            # GET /loans, its program and borrower filters, in order of creation.
+            models.Index(fields=["tenant_id", "program_id", "id"], name="loan_by_program"),
+            models.Index(fields=["tenant_id", "borrower_id", "id"], name="loan_by_borrower"),
+        ]
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class LoanTerms(TenantOwned):
+    """A rate of the loan's own from a date on; without one the program's holds. Rows are never edited."""
+
+    loan_id = models.UUIDField()
+    effective_at = models.DateField()
+    annual_rate_bps = models.IntegerField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "loan_terms"
+        constraints = [
+            models.CheckConstraint(condition=Q(annual_rate_bps__gte=0, annual_rate_bps__lte=100_000), name="loan_terms_rate")
+        ]
+
+
+class JournalEntry(TenantOwned):
+    """The immutable record of one posting.
+
+    `document` is the entry's RFC 8785 JSON with `tenant_id` and a version, rendered once; `content_hash` its SHA-256.
+    The other columns repeat what queries filter by. `facts` keeps what the event said and the entry does not show.
+    """
+
+    id = models.UUIDField(primary_key=True)
+    event_type = models.TextField()
+    loan_id = models.UUIDField(null=True)  # The one loan that the entry is about; null when it has none or many.
+    effective_at = models.DateField()
+    posted_at = models.DateTimeField()
+    correlation_id = models.UUIDField()
+    reverses_entry_id = models.UUIDField(null=True)
+    settles_entry_id = models.UUIDField(null=True)
+    source_method = models.TextField(null=True)
+    external_ref = models.TextField(null=True)
+    line_count = models.IntegerField()
+    facts = models.JSONField(null=True)
+    document = models.TextField()
+    content_hash = models.BinaryField()
+    created_xid = TransactionIdField(db_default=CurrentTransactionId())
+
+    class Meta:
+        db_table = "journal_entry"
+        verbose_name_plural = "journal entries"
+        constraints = [
+            models.CheckConstraint(condition=Q(event_type__in=[kind.value for kind in EventKind]), name="journal_entry_kind"),
+            models.CheckConstraint(condition=Q(line_count__gte=2, line_count__lte=32767), name="journal_entry_line_count"),
+            # At most one reversal or return, one settlement, and one payment with a reference, for ever.
+            models.UniqueConstraint(
+                fields=["tenant_id", "reverses_entry_id"],
+                condition=Q(reverses_entry_id__isnull=False),
+                name="journal_entry_one_reversal",
+            ),
+            models.UniqueConstraint(
+                fields=["tenant_id", "settles_entry_id"],
+                condition=Q(settles_entry_id__isnull=False),
+                name="journal_entry_one_settlement",
+            ),
+            models.UniqueConstraint(
+                fields=["tenant_id", "source_method", "external_ref"],
+                condition=Q(source_method__isnull=False, external_ref__isnull=False),
+                name="journal_entry_one_external_ref",
+            ),
+            models.CheckConstraint(
+                condition=Q(reverses_entry_id__isnull=True) | ~Q(reverses_entry_id=models.F("id")),
+                name="journal_entry_not_its_own_reversal",
+            ),
+        ]
+
+
+class JournalLine(TenantOwned):
+    """One debit or credit of an entry. `loan_version` orders a loan's history: the loan's version after the entry."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "entry_id", "sequence")
+    entry_id = models.UUIDField()
+    sequence = models.SmallIntegerField()
+    account_code = models.TextField()
+    direction = models.TextField()
+    amount_minor = models.BigIntegerField()
+    currency = models.TextField()
+    layer = models.TextField()
+    loan_id = models.UUIDField(null=True)
+    borrower_id = models.UUIDField(null=True)
+    loan_version = models.BigIntegerField(null=True)
+    effective_at = models.DateField()
+    external_ref = models.TextField(null=True)
+
+    class Meta:
+        db_table = "journal_line"
+        constraints = [
+            models.CheckConstraint(condition=Q(sequence__gte=1), name="journal_line_sequence"),
+            models.CheckConstraint(condition=Q(amount_minor__gt=0), name="journal_line_amount"),
+            models.CheckConstraint(condition=Q(direction__in=DIRECTIONS), name="journal_line_direction"),
+            models.CheckConstraint(condition=Q(layer__in=LAYERS), name="journal_line_layer"),
+            models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="journal_line_currency"),
+            models.CheckConstraint(
+                condition=Q(loan_id__isnull=True, loan_version__isnull=True)
+                | Q(loan_id__isnull=False, borrower_id__isnull=False, loan_version__isnull=False),
+                name="journal_line_loan",
+            ),
+            # A loan's history in order, its as-of sums, and the proof that no two entries claim one version.
+            models.UniqueConstraint(
+                fields=["tenant_id", "loan_id", "loan_version", "sequence"],
+                condition=Q(loan_id__isnull=False),
+                name="journal_line_loan_history",
+            ),
+        ]
+
+
+class Balance(TenantOwned):
+    """The running sum of a loan on one account and layer, on the account's normal side: a cache, always rebuildable.
+
+    `floored` balances (receivables and suspense) never go below zero.
+    """
+
+    pk = models.CompositePrimaryKey("tenant_id", "loan_id", "account_code", "layer")
+    loan_id = models.UUIDField()
+    account_code = models.TextField()
+    layer = models.TextField()
+    currency = models.TextField()
+    balance_minor = models.BigIntegerField()
+    floored = models.BooleanField()
+
+    class Meta:
+        db_table = "loan_balance"
+        constraints = [
+            models.CheckConstraint(condition=Q(floored=False) | Q(balance_minor__gte=0), name="loan_balance_not_below_zero")
+        ]
+
+
+class Accrual(TenantOwned):
+    """A loan's interest for a date has been posted. A revision above 0 needs the one before it reversed."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "loan_id", "accrual_date", "revision")
+    loan_id = models.UUIDField()
+    accrual_date = models.DateField()
+    revision = models.SmallIntegerField()
+    entry_id = models.UUIDField()
+    interest_minor = models.BigIntegerField()
+
+    class Meta:
+        db_table = "loan_accrual"
+
+
+class IdempotencyKey(TenantOwned):
+    """A used key, for ever: the fingerprint of its request and the answer that a replay repeats byte for byte."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "key")
+    key = models.TextField(db_collation="C")
+    fingerprint = models.BinaryField()
+    response = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "idempotency_key"
+
+
+class OutboxMessage(TenantOwned):
+    """"Tell the world that this entry exists", written with the entry; read by the bounded cursor over `created_xid`."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "created_xid", "entry_id")
+    created_xid = TransactionIdField(db_default=CurrentTransactionId())
+    entry_id = models.UUIDField()
+
+    class Meta:
+        db_table = "outbox_message"

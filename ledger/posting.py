@@ -1,0 +1,415 @@
+"""The write path: `post()` is the only writer of the journal.
+
+A posting is one transaction in two round trips beside BEGIN and COMMIT: `open_posting` takes the locks and answers the
+state, pure rules decide, `record_posting` writes entries, lines, balances, key and outbox in one go. Both are SQL
+functions (migrations/0003_posting.sql). Between the two nothing is asked of anyone: no query, no broker, no network.
+"""
+
+from __future__ import annotations
+
+import random
+import secrets
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date
+from typing import Any, TypeVar
+
+import msgspec
+from django.db import DatabaseError, Error
+from django.db.backends.utils import CursorWrapper
+
+from hpts.problems import Busy, Problem
+from hpts.tenancy import tenant_transaction
+from ledger import document
+from ledger.chart import FLOORED, Chart
+from ledger.errors import (
+    BY_CONSTRAINT,
+    AccountNotFound,
+    AmountExceedsBalance,
+    AmountOutOfRange,
+    BorrowerMismatch,
+    CurrencyMismatch,
+    EffectiveDateRefused,
+    LoanNotFound,
+    UnbalancedEntry,
+)
+from ledger.events import DEBIT, Accrual, Event, EventKind, Line, MoneyEvent, PaymentReceived
+from ledger.money import MAX_MINOR
+from ledger.queries import read_chart
+from ledger.rules import RULES
+from ledger.state import EntryState, LoanState, State
+
+OPEN = "SELECT locked, fingerprint, response, state FROM open_posting(%s::uuid, %s, %s::uuid[], %s::uuid, %s::date, %s::date)"
+RECORD = "SELECT record_posting(%s::text[], %s::text[], %s, %s::bytea, %s)"
+ATTEMPTS = 4
+# Serialization failure, deadlock, lock timeout: the transaction did nothing and may be run again.
+RETRIED = {"40001", "40P01", "55P03"}
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Who posts, and in which correlation: what every entry of a request shares."""
+
+    tenant_id: str
+    actor: str
+    correlation_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Touches:
+    """What a posting will look at, known before it opens: its loans are locked and read in the first round trip.
+
+    `since`: the earliest effective date of the events (None: today); `accrual`: the date that accruals are about.
+    """
+
+    loans: Sequence[str] = ()
+    entry: str | None = None
+    since: date | None = None
+    accrual: date | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Posted:
+    """A journal entry as it will be recorded when the transaction commits."""
+
+    journal_entry_id: str
+    event_type: str
+    effective_at: date
+    posted_at: str
+    correlation_id: str
+    lines: tuple[Line, ...]
+    reverses_entry_id: str | None = None
+
+
+class _Loan(msgspec.Struct):
+    loan_id: str
+    borrower_id: str
+    program_id: str
+    currency: str
+    opened_on: date
+    principal_limit_minor: int | None
+    version: int
+    day_count_convention: str
+    waterfall: str
+    accrual_mode: str
+    balances: list[tuple[str, str, int]] | None
+    later: list[tuple[date, str, str, int]] | None
+    accrual: tuple[int, bool] | None
+
+
+class _Entry(msgspec.Struct):
+    entry_id: str
+    event_type: str
+    effective_at: date
+    document: str
+    settles_entry_id: str | None
+    reversed_by: str | None
+    settled_by: str | None
+
+
+class _State(msgspec.Struct):
+    posted_at: str
+    today: date
+    loans: list[_Loan]
+    entry: _Entry | None
+
+
+_decode_state = msgspec.json.Decoder(_State).decode
+_charts: dict[str, Chart] = {}
+
+
+class Posting:
+    """One transaction's postings: the state under the locks, and what `record()` will write."""
+
+    def __init__(self, cursor: CursorWrapper, origin: Origin, opened: str) -> None:
+        state = _decode_state(opened)
+        self.cursor = cursor
+        self.origin = origin
+        self.posted_at = state.posted_at
+        self.state = State(
+            today=state.today,
+            chart=_chart(cursor, origin.tenant_id),
+            loans={loan.loan_id: _loan_state(loan) for loan in state.loans},
+            entry=_entry_state(state.entry) if state.entry else None,
+        )
+        self._documents: list[str] = []
+        self._extras: list[str] = []
+
+    @property
+    def today(self) -> date:
+        """Today in the tenant's time zone."""
+        return self.state.today
+
+    def post(self, event: Event) -> Posted:
+        """Decide by the event's rule, prove the lines, and stage the entry. Raises the rule's refusals; nothing is kept."""
+        self._admit(event)
+        lines = tuple(RULES[event.kind](self.state, event))
+        self._prove(lines, event)
+        entry = Posted(
+            journal_entry_id=_uuid7(self.posted_at),
+            event_type=event.kind.value,
+            effective_at=event.effective_at,
+            posted_at=self.posted_at,
+            correlation_id=self.origin.correlation_id,
+            lines=lines,
+            reverses_entry_id=getattr(event, "reverses_entry_id", None),
+        )
+        self._stage(entry, event)
+        self.state.apply(lines, event.effective_at)
+        return entry
+
+    def record(self, key: str | None = None, fingerprint: bytes | None = None, response: str | None = None) -> None:
+        """Write everything staged, and the key's row; the second round trip."""
+        if self._documents or key is not None:
+            self.cursor.execute(RECORD, (self._documents, self._extras, key, fingerprint, response))
+
+    def _admit(self, event: Event) -> None:
+        """What every kind refuses: unknown loans, foreign borrowers and currencies, dates out of bounds."""
+        for loan_id in event.loan_ids:
+            # An accrual names its unknown loans by position, all at once.
+            if loan_id not in self.state.loans and event.kind is not EventKind.ACCRUAL:
+                raise LoanNotFound(f"There is no loan {loan_id}.")
+        if isinstance(event, MoneyEvent):
+            loan = self.state.loans[event.loan_id]
+            if event.borrower_id not in (None, loan.borrower_id):
+                raise BorrowerMismatch("The loan belongs to another borrower.")
+            if event.currency != loan.currency:
+                raise CurrencyMismatch(f"The loan is in {loan.currency}.")
+        if event.effective_at > self.today:
+            raise EffectiveDateRefused(f"The date lies in the future: today is {self.today}.")
+        for loan in self.state.loans.values():
+            if event.effective_at < loan.opened_on:
+                raise EffectiveDateRefused(f"Loan {loan.loan_id} opens on {loan.opened_on}.")
+
+    def _prove(self, lines: tuple[Line, ...], event: Event) -> None:
+        """The invariants, before PostgreSQL proves them again: balanced per currency and layer, nothing floored below zero."""
+        sums: dict[tuple[str, str], int] = {}
+        gross: dict[tuple[str, str], int] = {}
+        taken: dict[tuple[str, str, str], int] = {}
+        for line in lines:
+            if line.account not in self.state.chart:
+                raise AccountNotFound(f"There is no account {line.account}.")
+            account = self.state.chart[line.account]
+            signed = line.amount_minor if line.direction == DEBIT else -line.amount_minor
+            cell = (line.currency, line.layer)
+            sums[cell] = sums.get(cell, 0) + signed
+            gross[cell] = gross.get(cell, 0) + line.amount_minor
+            if line.loan_id is not None and account.per_loan:
+                key = (line.loan_id, account.code, line.layer)
+                taken[key] = taken.get(key, 0) + (signed if account.normal_side == DEBIT else -signed)
+        for (currency, layer), total in sums.items():
+            if total != 0:
+                raise UnbalancedEntry(f"Debits and credits differ by {abs(total)} in {currency} on {layer}.")
+        if any(total > 2 * MAX_MINOR for total in gross.values()):
+            raise AmountOutOfRange("The entry's total is above 9223372036854775807.")
+        for (loan_id, code, layer), change in taken.items():
+            account = self.state.chart[code]
+            loan = self.state.loans[loan_id]
+            if abs(loan.balance(account, layer) + change) > MAX_MINOR:
+                raise AmountOutOfRange(f"Account {code} of loan {loan_id} would leave the range of a 64-bit integer.")
+            if account.role in FLOORED and change < 0 and -change > loan.available(account, event.effective_at, layer):
+                raise AmountExceedsBalance(
+                    f"Account {code} of loan {loan_id} has {loan.available(account, event.effective_at, layer)} "
+                    f"available from {event.effective_at} on; {-change} would be taken."
+                )
+
+    def _stage(self, entry: Posted, event: Event) -> None:
+        loans = sorted({line.loan_id for line in entry.lines if line.loan_id is not None})
+        for loan_id in loans:
+            self.state.loans[loan_id].version += 1
+        members = {
+            "actor": self.origin.actor,
+            "correlation_id": entry.correlation_id,
+            "description": event.description,
+            "effective_at": entry.effective_at.isoformat(),
+            "event_type": entry.event_type,
+            "journal_entry_id": entry.journal_entry_id,
+            "posted_at": entry.posted_at,
+            "reverses_entry_id": entry.reverses_entry_id,
+        }
+        lines = [
+            document.line_object(
+                sequence,
+                self.state.chart[line.account].code,
+                line.direction,
+                line.amount_minor,
+                line.currency,
+                line.layer,
+                line.loan_id,
+                line.borrower_id,
+                line.external_ref,
+            )
+            for sequence, line in enumerate(entry.lines, 1)
+        ]
+        extra: dict[str, Any] = {"versions": {loan_id: self.state.loans[loan_id].version for loan_id in loans}}
+        if len(loans) == 1:
+            extra["loan_id"] = loans[0]
+        if event.facts:
+            extra["facts"] = event.facts
+        if event.kind is EventKind.DISBURSEMENT_SETTLED:
+            extra["settles_entry_id"] = self.state.entry.entry_id if self.state.entry else None
+        if isinstance(event, PaymentReceived) and event.external_ref is not None:
+            extra["source_method"] = event.source_method
+            extra["external_ref"] = event.external_ref
+        if isinstance(event, Accrual):
+            extra["accruals"] = [
+                {
+                    "loan_id": item.loan_id,
+                    "revision": _next_revision(self.state.loans[item.loan_id]),
+                    "interest_minor": item.interest_minor,
+                }
+                for item in event.loans
+            ]
+        self._documents.append(document.render(members, lines, self.origin.tenant_id))
+        self._extras.append(msgspec.json.encode(extra).decode())
+
+
+def post(origin: Origin, event: Event, touches: Touches | None = None) -> Posted:
+    """Post one event in a transaction of its own, without an idempotency key: commands, schedules, break resolution."""
+    touches = touches or Touches(loans=event.loan_ids, since=event.effective_at)
+
+    def attempt() -> Posted:
+        with opened(origin, touches) as (posting, _):
+            assert posting is not None
+            entry = posting.post(event)
+            posting.record()
+            return entry
+
+    return with_retries(attempt)
+
+
+@dataclass(frozen=True, slots=True)
+class KeyState:
+    """What the key's look-up said: held by a running request, used (fingerprint and response), or free."""
+
+    locked: bool
+    fingerprint: bytes | None
+    response: str | None
+
+
+@contextmanager
+def opened(origin: Origin, touches: Touches, key: str | None = None) -> Iterator[tuple[Posting | None, KeyState]]:
+    """One tenant transaction with the key tried and the loans locked and read. Without a free key there is no posting."""
+    params = (key, list(touches.loans), touches.entry, touches.since, touches.accrual)
+    with tenant_transaction(origin.tenant_id, OPEN, params) as cursor:
+        locked, fingerprint, response, state = cursor.fetchone()
+        posting = Posting(cursor, origin, state) if state is not None else None
+        yield posting, KeyState(locked, bytes(fingerprint) if fingerprint is not None else None, response)
+
+
+def with_retries(attempt: Callable[[], T]) -> T:
+    """Run a whole transaction, again when the database asks for it, and turn its named refusals into problems.
+
+    Only failures that wrote nothing are tried again (`RETRIED`), three times, with jitter; then 503 busy. A connection lost
+    at COMMIT is never one of them: the outcome is unknown, and the client repeats with its key.
+    """
+    for number in range(1, ATTEMPTS + 1):
+        try:
+            return attempt()
+        except Problem:
+            raise
+        except Error as error:
+            if _sqlstate(error) in RETRIED:
+                if number < ATTEMPTS:
+                    time.sleep(random.uniform(0.005, 0.025) * number)  # noqa: S311 (jitter, not a secret)
+                    continue
+                raise Busy("Others hold the loan or the key for too long; nothing was written.") from error
+            problem = problem_of_database(error)
+            if problem is None:
+                raise
+            raise problem from error
+    raise AssertionError("unreachable")
+
+
+def problem_of_database(error: Error) -> Problem | None:
+    """The refusal that a database error stands for: a named constraint, a sum out of range, a statement out of time."""
+    cause = error.__cause__
+    diagnostic = getattr(cause, "diag", None)
+    kind = BY_CONSTRAINT.get(getattr(diagnostic, "constraint_name", None) or "")
+    if kind is not None:
+        return kind(getattr(diagnostic, "message_primary", "") if _sqlstate(error).startswith("HP") else "")
+    if isinstance(error, DatabaseError) and _sqlstate(error) == "22003":
+        return AmountOutOfRange("A sum would leave the range of a 64-bit integer.")
+    if _sqlstate(error) == "57014":
+        return Busy("The database took too long; nothing was written.")
+    return None
+
+
+def _sqlstate(error: Error) -> str:
+    return getattr(error.__cause__, "sqlstate", None) or ""
+
+
+def _chart(cursor: CursorWrapper, tenant_id: str) -> Chart:
+    """The tenant's chart, read once per process: roles, sides and codes never change; a new code is read when it is met."""
+    chart = _charts.get(tenant_id)
+    if chart is None:
+        chart = _charts[tenant_id] = read_chart(cursor)
+    return chart
+
+
+def refresh_chart(posting: Posting) -> None:
+    """Read the chart again, for lines that name accounts by code."""
+    posting.state.chart = _charts[posting.origin.tenant_id] = read_chart(posting.cursor)
+
+
+def _loan_state(loan: _Loan) -> LoanState:
+    return LoanState(
+        loan_id=loan.loan_id,
+        borrower_id=loan.borrower_id,
+        program_id=loan.program_id,
+        currency=loan.currency,
+        opened_on=loan.opened_on,
+        version=loan.version,
+        principal_limit_minor=loan.principal_limit_minor,
+        day_count_convention=loan.day_count_convention,
+        waterfall=tuple(loan.waterfall.split(",")),
+        accrual_mode=loan.accrual_mode,
+        balances={(code, layer): minor for code, layer, minor in loan.balances or ()},
+        later=loan.later or [],
+        accrual=loan.accrual,
+    )
+
+
+def _entry_state(entry: _Entry) -> EntryState:
+    recorded = msgspec.json.decode(entry.document)
+    return EntryState(
+        entry_id=entry.entry_id,
+        event_type=entry.event_type,
+        effective_at=entry.effective_at,
+        lines=tuple(
+            Line(
+                line["account_code"],
+                line["direction"],
+                int(line["amount_minor"]),
+                line["currency"],
+                line["layer"],
+                line.get("loan_id"),
+                line.get("borrower_id"),
+                line.get("external_ref"),
+            )
+            for line in recorded["lines"]
+        ),
+        settles_entry_id=entry.settles_entry_id,
+        reversed_by=entry.reversed_by,
+        settled_by=entry.settled_by,
+    )
+
+
+def _next_revision(loan: LoanState) -> int:
+    return 0 if loan.accrual is None else loan.accrual[0] + 1
+
+
+def _uuid7(posted_at: str) -> str:
+    """A UUIDv7 (RFC 9562) of the database's clock: 48 bits of milliseconds, then 74 random bits."""
+    from datetime import datetime
+
+    milliseconds = int(datetime.fromisoformat(posted_at).timestamp() * 1000)
+    value = (milliseconds << 80) | secrets.randbits(80)
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    digits = f"{value:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"

@@ -1,0 +1,363 @@
+"""All reads: one function per question. Each runs on the cursor of a `tenant_transaction()`.
+
+Every statement filters by the running transaction's tenant; row security is the second wall. Signed sums exist only here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+import msgspec
+from django.db.backends.utils import CursorWrapper
+
+from hpts.tenancy import current_tenant, tenant_transaction
+from ledger import document
+from ledger.chart import Account, Chart
+from ledger.events import SETTLED
+
+
+def _rows(cursor: CursorWrapper, sql: str, **params: object) -> list[tuple[Any, ...]]:
+    cursor.execute(sql, {"tenant": current_tenant(), **params})
+    return cursor.fetchall()
+
+
+def timestamp(moment: datetime) -> str:
+    """RFC 3339 in UTC with microseconds and Z, as stored documents have it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+# --- Masters ---------------------------------------------------------------------------------------------------------
+
+
+def tenant_is_active(tenant_id: str) -> bool:
+    """Whether a tenant with this id exists. Opens a transaction of its own: authentication asks before any other."""
+    with tenant_transaction(tenant_id) as cursor:
+        return bool(_rows(cursor, "SELECT 1 FROM tenant WHERE id = %(tenant)s"))
+
+
+def today(cursor: CursorWrapper) -> date:
+    """Today in the tenant's time zone, by the database's clock."""
+    ((day,),) = _rows(
+        cursor, "SELECT (clock_timestamp() AT TIME ZONE timezone)::date FROM tenant WHERE id = %(tenant)s"
+    )
+    return day  # type: ignore[no-any-return]
+
+
+def read_chart(cursor: CursorWrapper) -> Chart:
+    return Chart(account for account, _ in accounts(cursor))
+
+
+def accounts(cursor: CursorWrapper) -> list[tuple[Account, bool]]:
+    """The chart in order of code, each account with whether it is closed."""
+    rows = _rows(
+        cursor,
+        """SELECT code, name, account_type, normal_side, per_loan, role, closed_at IS NOT NULL
+           FROM gl_account WHERE tenant_id = %(tenant)s ORDER BY code""",
+    )
+    return [(Account(*row[:6]), row[6]) for row in rows]
+
+
+# --- Programs and loans ----------------------------------------------------------------------------------------------
+
+_PROGRAM = """
+    SELECT p.id, p.name, p.currency, t.annual_rate_bps, p.day_count_convention, t.waterfall, t.accrual_mode, p.created_at
+    FROM program p
+    CROSS JOIN LATERAL (
+        SELECT pt.annual_rate_bps, pt.waterfall, pt.accrual_mode FROM program_terms pt
+        WHERE pt.tenant_id = p.tenant_id AND pt.program_id = p.id AND pt.effective_at <= %(on)s
+        ORDER BY pt.effective_at DESC, pt.id DESC LIMIT 1) t
+    WHERE p.tenant_id = %(tenant)s
+"""
+
+
+def _program_object(row: tuple[Any, ...]) -> dict[str, Any]:
+    return {
+        "program_id": str(row[0]),
+        "name": row[1],
+        "currency": row[2],
+        "annual_rate_bps": row[3],
+        "day_count_convention": row[4],
+        "waterfall": row[5].split(","),
+        "accrual_mode": row[6],
+        "created_at": timestamp(row[7]),
+    }
+
+
+def program(cursor: CursorWrapper, *, program_id: str, on: date) -> dict[str, Any] | None:
+    """A program with the terms in force on a date, as the API shows it."""
+    rows = _rows(cursor, f"{_PROGRAM} AND p.id = %(program)s", program=program_id, on=on)
+    return _program_object(rows[0]) if rows else None
+
+
+def programs(cursor: CursorWrapper, *, on: date, after: str | None, limit: int) -> list[dict[str, Any]]:
+    """Programs in order of id, after one of them."""
+    rows = _rows(
+        cursor,
+        f"{_PROGRAM} AND (%(after)s::uuid IS NULL OR p.id > %(after)s::uuid) ORDER BY p.id LIMIT %(limit)s",
+        on=on,
+        after=after,
+        limit=limit,
+    )
+    return [_program_object(row) for row in rows]
+
+
+# A loan owes nothing when no receivable has a settled balance; it was lent when it has a principal balance row at all.
+_LOAN = """
+    SELECT * FROM (
+        SELECT l.id, l.borrower_id, l.program_id, l.currency,
+               CASE WHEN EXISTS (SELECT FROM loan_balance b JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
+                                 WHERE b.tenant_id = l.tenant_id AND b.loan_id = l.id AND a.role = 'principal' AND b.layer = 'SETTLED')
+                     AND NOT EXISTS (SELECT FROM loan_balance b JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
+                                     WHERE b.tenant_id = l.tenant_id AND b.loan_id = l.id AND b.layer = 'SETTLED'
+                                       AND a.role IN ('principal', 'interest', 'fees') AND b.balance_minor <> 0)
+                    THEN 'paid_off' ELSE 'open' END AS state,
+               l.opened_on, coalesce(lt.annual_rate_bps, pt.annual_rate_bps) AS annual_rate_bps, p.day_count_convention,
+               l.principal_limit_minor, l.created_at, l.version
+        FROM loan l
+        JOIN program p ON p.tenant_id = l.tenant_id AND p.id = l.program_id
+        LEFT JOIN LATERAL (
+            SELECT t.annual_rate_bps FROM program_terms t
+            WHERE t.tenant_id = l.tenant_id AND t.program_id = l.program_id AND t.effective_at <= greatest(%(on)s, l.opened_on)
+            ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) pt ON true
+        LEFT JOIN LATERAL (
+            SELECT t.annual_rate_bps FROM loan_terms t
+            WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at <= greatest(%(on)s, l.opened_on)
+            ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) lt ON true
+        WHERE l.tenant_id = %(tenant)s {where}) shown
+"""
+
+
+def _loan_object(row: tuple[Any, ...]) -> dict[str, Any]:
+    shown = {
+        "loan_id": str(row[0]),
+        "borrower_id": str(row[1]),
+        "program_id": str(row[2]),
+        "currency": row[3],
+        "state": row[4],
+        "opened_on": row[5].isoformat(),
+        "annual_rate_bps": row[6],
+        "day_count_convention": row[7],
+        "created_at": timestamp(row[9]),
+    }
+    if row[8] is not None:
+        shown["principal_limit_minor"] = str(row[8])
+    return shown
+
+
+def loan(cursor: CursorWrapper, *, loan_id: str, on: date) -> tuple[dict[str, Any], int] | None:
+    """A loan as the API shows it, and its version."""
+    rows = _rows(cursor, _LOAN.format(where="AND l.id = %(loan)s"), loan=loan_id, on=on)
+    return (_loan_object(rows[0]), rows[0][10]) if rows else None
+
+
+def loans(
+    cursor: CursorWrapper,
+    *,
+    on: date,
+    program_id: str | None,
+    borrower_id: str | None,
+    state: str | None,
+    after: str | None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Loans in order of id, after one of them, that pass the filters."""
+    where = ""
+    if program_id is not None:
+        where += " AND l.program_id = %(program)s"
+    if borrower_id is not None:
+        where += " AND l.borrower_id = %(borrower)s"
+    if after is not None:
+        where += " AND l.id > %(after)s"
+    sql = _LOAN.format(where=where) + (" WHERE state = %(state)s" if state else "") + " ORDER BY id LIMIT %(limit)s"
+    rows = _rows(
+        cursor, sql, on=on, program=program_id, borrower=borrower_id, state=state, after=after, limit=limit
+    )
+    return [_loan_object(row) for row in rows]
+
+
+def loan_version(cursor: CursorWrapper, *, loan_id: str) -> int | None:
+    """How many entries have touched a loan; None when there is no such loan."""
+    rows = _rows(cursor, "SELECT version FROM loan WHERE tenant_id = %(tenant)s AND id = %(loan)s", loan=loan_id)
+    return rows[0][0] if rows else None
+
+
+# --- Journal ---------------------------------------------------------------------------------------------------------
+
+
+def entry(cursor: CursorWrapper, *, entry_id: str) -> str | None:
+    """An entry as the API shows it: JSON, as it was rendered when it was posted."""
+    rows = _rows(
+        cursor, "SELECT document FROM journal_entry WHERE tenant_id = %(tenant)s AND id = %(entry)s", entry=entry_id
+    )
+    return document.public(rows[0][0]) if rows else None
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryItem:
+    """One entry of a loan's history: the loan's version after it, and its JSON with the loan's own lines."""
+
+    version: int
+    body: str
+
+
+def history(
+    cursor: CursorWrapper,
+    *,
+    loan_id: str,
+    from_date: date | None,
+    to_date: date | None,
+    kind: str | None,
+    after: int,
+    limit: int,
+) -> list[HistoryItem]:
+    """A loan's entries after a version, oldest first. Versions are given out under the loan's lock, so none appears late."""
+    where = ""
+    if from_date is not None:
+        where += " AND l.effective_at >= %(from)s"
+    if to_date is not None:
+        where += " AND l.effective_at <= %(to)s"
+    if kind is not None:
+        where += " AND e.event_type = %(kind)s"
+    rows = _rows(
+        cursor,
+        f"""SELECT DISTINCT ON (l.loan_version) l.loan_version, e.id, e.loan_id IS NOT NULL,
+                   CASE WHEN e.loan_id IS NOT NULL THEN e.document END,
+                   CASE WHEN e.loan_id IS NULL THEN (e.document::jsonb - 'lines' - 'tenant_id' - 'v')::text END
+            FROM journal_line l
+            JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
+            WHERE l.tenant_id = %(tenant)s AND l.loan_id = %(loan)s AND l.loan_version > %(after)s{where}
+            ORDER BY l.loan_version LIMIT %(limit)s""",
+        loan=loan_id,
+        after=after,
+        limit=limit,
+        kind=kind,
+        **{"from": from_date, "to": to_date},
+    )
+    shared = [row[1] for row in rows if not row[2]]
+    lines = _lines_of_loan(cursor, loan_id, shared) if shared else {}
+    return [
+        HistoryItem(version, document.public(whole) if own else _with_lines(header, lines[entry_id]))
+        for version, entry_id, own, whole, header in rows
+    ]
+
+
+def _lines_of_loan(cursor: CursorWrapper, loan_id: str, entry_ids: Sequence[object]) -> dict[object, list[dict[str, Any]]]:
+    """One loan's lines of entries that it shares with other loans, with the sequence numbers that they have there."""
+    rows = _rows(
+        cursor,
+        """SELECT entry_id, sequence, account_code, direction, amount_minor, currency, layer, loan_id::text,
+                  borrower_id::text, external_ref
+           FROM journal_line
+           WHERE tenant_id = %(tenant)s AND loan_id = %(loan)s AND entry_id = ANY (%(entries)s)
+           ORDER BY entry_id, sequence""",
+        loan=loan_id,
+        entries=list(entry_ids),
+    )
+    lines: dict[object, list[dict[str, Any]]] = {}
+    for entry_id, *line in rows:
+        lines.setdefault(entry_id, []).append(document.line_object(*line))
+    return lines
+
+
+def _with_lines(header: str, lines: list[dict[str, Any]]) -> str:
+    return msgspec.json.encode({**msgspec.json.decode(header), "lines": lines}, order="sorted").decode()
+
+
+# --- Balances --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LoanBalances:
+    """What a loan owed at the end of a date, by role, and when an entry effective by then was last posted."""
+
+    currency: str
+    version: int
+    by_role: dict[str, int]
+    last_activity_at: datetime | None
+
+
+def loan_balances(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> LoanBalances | None:
+    """SETTLED balances of a loan with entries effective on or before `as_of`: the cached rows, or the lines when later
+    entries exist."""
+    found = _rows(
+        cursor,
+        """SELECT currency, version, last_effective_at <= %(as_of)s, last_posted_at
+           FROM loan WHERE tenant_id = %(tenant)s AND id = %(loan)s""",
+        loan=loan_id,
+        as_of=as_of,
+    )
+    if not found:
+        return None
+    currency, version, current, last_posted_at = found[0]
+    if current is None:
+        return LoanBalances(currency, version, {}, None)
+    if current:
+        rows = _rows(
+            cursor,
+            """SELECT a.role, b.balance_minor FROM loan_balance b
+               JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
+               WHERE b.tenant_id = %(tenant)s AND b.loan_id = %(loan)s AND b.layer = %(layer)s AND a.role IS NOT NULL""",
+            loan=loan_id,
+            layer=SETTLED,
+        )
+        return LoanBalances(currency, version, dict(rows), last_posted_at)
+    rows = _rows(
+        cursor,
+        """SELECT a.role,
+                  sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END)
+                      FILTER (WHERE l.layer = %(layer)s AND a.per_loan)::bigint,
+                  max(e.posted_at)
+           FROM journal_line l
+           JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
+           JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
+           WHERE l.tenant_id = %(tenant)s AND l.loan_id = %(loan)s AND l.effective_at <= %(as_of)s
+           GROUP BY a.role""",
+        loan=loan_id,
+        as_of=as_of,
+        layer=SETTLED,
+    )
+    by_role = {role: minor for role, minor, _ in rows if role is not None and minor is not None}
+    return LoanBalances(currency, version, by_role, max((row[2] for row in rows), default=None))
+
+
+@dataclass(frozen=True, slots=True)
+class AccountBalance:
+    """Gross debits and credits of an account, and their difference on its normal side (may be negative)."""
+
+    account: Account
+    dr_minor: int
+    cr_minor: int
+
+    @property
+    def normal_minor(self) -> int:
+        net = self.dr_minor - self.cr_minor
+        return net if self.account.normal_side == "DR" else -net
+
+
+def trial_balance(
+    cursor: CursorWrapper, *, currency: str, layer: str, as_of: date, code: str | None = None
+) -> list[AccountBalance]:
+    """Every account of the chart (or one) with the sums of its lines effective on or before `as_of`; one statement, so
+    debits and credits are of one moment."""
+    rows = _rows(
+        cursor,
+        """SELECT a.code, a.name, a.account_type, a.normal_side, a.per_loan, a.role, coalesce(s.dr, 0), coalesce(s.cr, 0)
+           FROM gl_account a
+           LEFT JOIN (
+               SELECT account_code, sum(amount_minor) FILTER (WHERE direction = 'DR') AS dr,
+                      sum(amount_minor) FILTER (WHERE direction = 'CR') AS cr
+               FROM journal_line
+               WHERE tenant_id = %(tenant)s AND currency = %(currency)s AND layer = %(layer)s
+                 AND effective_at <= %(as_of)s AND (%(code)s::text IS NULL OR account_code = %(code)s::text)
+               GROUP BY account_code) s ON s.account_code = a.code
+           WHERE a.tenant_id = %(tenant)s AND (%(code)s::text IS NULL OR a.code = %(code)s::text)
+           ORDER BY a.code""",
+        currency=currency,
+        layer=layer,
+        as_of=as_of,
+        code=code,
+    )
+    return [AccountBalance(Account(*row[:6]), int(row[6]), int(row[7])) for row in rows]

@@ -1,0 +1,406 @@
+"""Shapes of requests and answers. Each is a struct of strict wire types; no rule and no arithmetic here.
+
+Request structs turn into events in the views, where ids of the path and the caller join them. Answer structs are what the
+API document says that operations answer.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from msgspec import UNSET, Meta, Struct, UnsetType
+
+from hpts.fields import (
+    AccountCode,
+    AmountMinor,
+    CurrencyCode,
+    Description,
+    FieldError,
+    IsoDate,
+    Metadata,
+    Name,
+    PageSize,
+    PageToken,
+    PositiveAmount,
+    Reference,
+    Uuid,
+    Wire,
+)
+from ledger.chart import RECEIVABLES
+from ledger.events import DIRECTIONS, LAYERS, EventKind
+from ledger.models import ACCRUAL_MODES, DAY_COUNTS
+
+MAX_BATCH_LOANS = 16_000
+MAX_MANUAL_LINES = 500
+
+
+class Request(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """A body or a query string."""
+
+
+class Choice(str, Wire):
+    """One of a few words."""
+
+    choices: ClassVar[tuple[str, ...]]
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if type(value) is not str:
+            raise FieldError("invalid_type", "A string is expected.")
+        if value not in cls.choices:
+            raise FieldError("not_a_choice", f"One of these is expected: {', '.join(cls.choices)}.")
+        return cls(value)
+
+
+def _choice_schema(*choices: str, **more: Any) -> dict[str, Any]:
+    return {"type": "string", "enum": list(choices), **more}
+
+
+class Kind(Choice):
+    choices = tuple(kind.value for kind in EventKind)
+    component = "EventKind"
+    schema = _choice_schema(*choices)
+
+
+class EntryLayer(Choice):
+    choices = LAYERS
+    component = "EntryLayer"
+    schema = _choice_schema(*choices, default="SETTLED")
+
+
+class SettlingLayer(Choice):
+    """Payments and disbursements move money now, or announce it."""
+
+    choices = ("SETTLED", "PENDING")
+    schema = _choice_schema(*choices, default="SETTLED")
+
+
+class EntryDirection(Choice):
+    choices = DIRECTIONS
+    component = "EntryDirection"
+    schema = _choice_schema(*choices)
+
+
+class Method(Choice):
+    choices = ("ach", "wire", "card", "check", "cash", "internal_transfer")
+    schema = _choice_schema(*choices)
+
+
+class DayCount(Choice):
+    choices = DAY_COUNTS
+    schema = _choice_schema(*choices)
+
+
+class AccrualMode(Choice):
+    choices = ACCRUAL_MODES
+    schema = _choice_schema(*choices, default="client")
+
+
+class LoanStateName(Choice):
+    choices = ("open", "paid_off", "charged_off", "refinanced")
+    schema = _choice_schema(*choices)
+
+
+class ReasonCode(Choice):
+    choices = ("error_correction", "duplicate", "fraud", "customer_dispute", "bank_return", "other")
+    schema = _choice_schema(*choices)
+
+
+class RateBps(int, Wire):
+    """Basis points a year: a JSON integer."""
+
+    schema = {"type": "integer", "minimum": 0, "maximum": 100_000}
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if type(value) is not int:
+            raise FieldError("invalid_type", "An integer is expected.")
+        if not 0 <= value <= 100_000:
+            raise FieldError("out_of_range", "A rate is 0 to 100000 basis points.")
+        return cls(value)
+
+
+class Waterfall(list[str], Wire):
+    """The order in which a payment meets what is owed."""
+
+    schema = {
+        "type": "array",
+        "items": {"type": "string", "enum": list(RECEIVABLES)},
+        "minItems": 3,
+        "maxItems": 3,
+        "uniqueItems": True,
+        "default": list(RECEIVABLES),
+    }
+
+    @classmethod
+    def parse(cls, value: object) -> Self:
+        if type(value) is not list:
+            raise FieldError("invalid_type", "A list is expected.")
+        if not all(type(item) is str for item in value) or sorted(value) != sorted(RECEIVABLES):
+            raise FieldError("not_a_choice", "A permutation of fees, interest, principal is expected.")
+        return cls(value)
+
+
+# --- Requests --------------------------------------------------------------------------------------------------------
+
+
+class NewProgram(Request):
+    name: Name
+    currency: CurrencyCode
+    annual_rate_bps: RateBps
+    day_count_convention: DayCount
+    program_id: Uuid | UnsetType = UNSET
+    waterfall: Waterfall | UnsetType = UNSET
+    accrual_mode: AccrualMode | UnsetType = UNSET
+
+
+class NewLoan(Request):
+    borrower_id: Uuid
+    program_id: Uuid
+    opened_on: IsoDate
+    loan_id: Uuid | UnsetType = UNSET
+    principal_limit_minor: PositiveAmount | UnsetType = UNSET
+    annual_rate_bps: RateBps | UnsetType = UNSET
+
+
+class NewPayment(Request):
+    loan_id: Uuid
+    borrower_id: Uuid
+    amount_minor: PositiveAmount
+    currency: CurrencyCode
+    effective_at: IsoDate
+    source_method: Method
+    external_ref: Reference | UnsetType = UNSET
+    layer: SettlingLayer | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
+
+
+class NewDisbursement(Request):
+    loan_id: Uuid
+    borrower_id: Uuid
+    amount_minor: PositiveAmount
+    currency: CurrencyCode
+    effective_at: IsoDate
+    method: Method
+    destination_ref: Reference | UnsetType = UNSET
+    layer: SettlingLayer | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
+
+
+class Settlement(Request):
+    effective_at: IsoDate
+
+
+class AccrualItem(Request):
+    loan_id: Uuid
+    outstanding_principal_minor: AmountMinor
+    interest_minor: AmountMinor
+
+
+class AccrualBatch(Request):
+    program_id: Uuid
+    accrual_date: IsoDate
+    day_count_convention: DayCount
+    loans: Annotated[list[AccrualItem], Meta(min_length=1, max_length=MAX_BATCH_LOANS)]
+
+
+class NewReversal(Request):
+    reverses_entry_id: Uuid
+    reason_code: ReasonCode
+    reason_description: Description | UnsetType = UNSET
+    effective_at: IsoDate | UnsetType = UNSET
+    metadata: Metadata | UnsetType = UNSET
+
+
+class ManualLine(Request):
+    account_code: AccountCode
+    direction: EntryDirection
+    amount_minor: PositiveAmount
+    currency: CurrencyCode
+    layer: EntryLayer | UnsetType = UNSET
+    loan_id: Uuid | UnsetType = UNSET
+    borrower_id: Uuid | UnsetType = UNSET
+    external_ref: Reference | UnsetType = UNSET
+
+
+class NewJournalEntry(Request):
+    effective_at: IsoDate
+    description: Description
+    lines: Annotated[list[ManualLine], Meta(min_length=2, max_length=MAX_MANUAL_LINES)]
+    metadata: Metadata | UnsetType = UNSET
+
+
+# --- Query strings ---------------------------------------------------------------------------------------------------
+
+
+class NoQuery(Request):
+    pass
+
+
+class Page(Request):
+    page_size: PageSize | UnsetType = UNSET
+    page_token: PageToken | UnsetType = UNSET
+
+
+class HistoryQuery(Request):
+    from_date: IsoDate | UnsetType = UNSET
+    to_date: IsoDate | UnsetType = UNSET
+    event_type: Kind | UnsetType = UNSET
+    page_size: PageSize | UnsetType = UNSET
+    page_token: PageToken | UnsetType = UNSET
+
+
+class LoansQuery(Request):
+    program_id: Uuid | UnsetType = UNSET
+    borrower_id: Uuid | UnsetType = UNSET
+    state: LoanStateName | UnsetType = UNSET
+    page_size: PageSize | UnsetType = UNSET
+    page_token: PageToken | UnsetType = UNSET
+
+
+class AsOfQuery(Request):
+    as_of_date: IsoDate | UnsetType = UNSET
+
+
+class AccountQuery(Request):
+    currency: CurrencyCode
+    layer: EntryLayer | UnsetType = UNSET
+    as_of_date: IsoDate | UnsetType = UNSET
+
+
+# --- Answers ---------------------------------------------------------------------------------------------------------
+
+Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
+Signed = Annotated[str, Meta(pattern=r"^(0|-?[1-9][0-9]*)$")]
+Total = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]*)$")]
+
+
+class Answer(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """What an operation answers; for the API document and for tests."""
+
+
+class Allocation(Answer):
+    fees_minor: AmountMinor
+    interest_minor: AmountMinor
+    principal_minor: AmountMinor
+    suspense_minor: AmountMinor
+
+
+class PaymentPosted(Answer):
+    payment_event_id: Uuid
+    journal_entry_id: Uuid
+    allocation: Allocation
+    posted_at: Timestamp
+
+
+class DisbursementPosted(Answer):
+    disbursement_event_id: Uuid
+    journal_entry_id: Uuid
+    posted_at: Timestamp
+
+
+class AccrualPosted(Answer):
+    accrual_event_id: Uuid
+    journal_entry_id: Uuid
+    loan_count: int
+    total_accrued_minor: Total
+    posted_at: Timestamp
+
+
+class ReversalPosted(Answer):
+    journal_entry_id: Uuid
+    reverses_entry_id: Uuid
+    posted_at: Timestamp
+    correlation_id: Uuid
+
+
+class EntryPosted(Answer):
+    journal_entry_id: Uuid
+    posted_at: Timestamp
+    correlation_id: Uuid
+
+
+class Program(Answer):
+    program_id: Uuid
+    name: Name
+    currency: CurrencyCode
+    annual_rate_bps: RateBps
+    day_count_convention: DayCount
+    waterfall: Waterfall
+    accrual_mode: AccrualMode
+    created_at: Timestamp
+
+
+class Loan(Answer):
+    loan_id: Uuid
+    borrower_id: Uuid
+    program_id: Uuid
+    currency: CurrencyCode
+    state: LoanStateName
+    opened_on: IsoDate
+    annual_rate_bps: RateBps
+    day_count_convention: DayCount
+    created_at: Timestamp
+    principal_limit_minor: AmountMinor | UnsetType = UNSET
+
+
+class ProgramPage(Answer):
+    items: list[Program]
+    next_page_token: PageToken | UnsetType = UNSET
+
+
+class LoanPage(Answer):
+    items: list[Loan]
+    next_page_token: PageToken | UnsetType = UNSET
+
+
+class LoanBalance(Answer):
+    loan_id: Uuid
+    currency: CurrencyCode
+    as_of_date: IsoDate
+    principal_outstanding_minor: AmountMinor
+    interest_receivable_minor: AmountMinor
+    fees_receivable_minor: AmountMinor
+    total_exposure_minor: Total
+    last_activity_at: Timestamp | UnsetType = UNSET
+
+
+class AccountBalance(Answer):
+    account_code: AccountCode
+    currency: CurrencyCode
+    layer: EntryLayer
+    as_of_date: IsoDate
+    dr_balance_minor: Total
+    cr_balance_minor: Total
+    normal_balance_minor: Signed
+    account_name: str
+
+
+class TrialBalanceRow(Answer):
+    account_code: AccountCode
+    account_name: str
+    dr_balance_minor: Total
+    cr_balance_minor: Total
+    normal_balance_minor: Signed
+
+
+class TrialBalance(Answer):
+    as_of_date: IsoDate
+    currency: CurrencyCode
+    layer: EntryLayer
+    accounts: list[TrialBalanceRow]
+    total_dr_minor: Total
+    total_cr_minor: Total
+
+
+class AccountRow(Answer):
+    account_code: AccountCode
+    account_name: str
+    account_type: Literal["asset", "liability", "equity", "income", "expense", "memo"]
+    normal_side: EntryDirection
+    per_loan: bool
+    closed: bool
+
+
+class Accounts(Answer):
+    items: list[AccountRow]
