@@ -31,7 +31,7 @@ from rest_framework.request import Request
 
 from hpts import oauth
 from hpts.models import ApiClient
-from hpts.problems import InsufficientScope, InvalidToken, MethodNotAllowed
+from hpts.problems import InsufficientScope, InvalidToken
 
 if TYPE_CHECKING:
     # rest_framework.views imports this module, by its name in the settings.
@@ -327,16 +327,13 @@ class BearerToken(BaseAuthentication):
 
 
 class HasScope(BasePermission):
-    """The scope that a view declares: `required_scope` for all of it, or `scopes` by action (or method, lower case)."""
+    """The scope that a view declares: in `scopes` by action, or `required_scope` for the whole view."""
 
     def has_permission(self, request: Request, view: APIView) -> bool:
-        method = "get" if request.method == "HEAD" else str(request.method).lower()
-        action = getattr(view, "action", None) or method
+        action = getattr(view, "action", None)
         needed = getattr(view, "scopes", {}).get(action) or getattr(view, "required_scope", None)
         if needed is None:
-            if method == "options" or not hasattr(view, method):
-                raise MethodNotAllowed(view.allowed_methods)
-            raise ImproperlyConfigured(f"{type(view).__name__} declares no scope for {action!r}.")
+            raise ImproperlyConfigured(f"{type(view).__name__} declares no scope for the action {action!r}.")
         if not oauth.covers(caller(request).scopes, needed):
             raise InsufficientScope(f"This operation needs the scope {needed}.")
         return True

@@ -40,6 +40,13 @@ class RequestIdentity:
         return response
 
 
+    def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
+        """What a plain view raises is a problem too; the admin shows pages of its own."""
+        if request.path_info.startswith("/admin/"):
+            return None
+        return problems.response(problems.problem_of(exception), request.request_id)  # type: ignore[attr-defined]
+
+
 def correlation_id(traceparent: str | None) -> str:
     """The trace id of `traceparent` as a UUID; a new UUID when there is none, or none that is valid."""
     match = _TRACEPARENT.fullmatch(traceparent) if traceparent else None

@@ -11,10 +11,7 @@ from pathlib import Path
 
 import environ
 
-try:
-    from hpts import embedded
-except ImportError:
-    embedded = None
+from hpts import embedded
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 VERSION = "1.0.0"
@@ -36,10 +33,9 @@ ALLOWED_HOSTS = env.list("HPTS_ALLOWED_HOSTS", default=["localhost", "127.0.0.1"
 STATEMENT_TIMEOUT_MS = env.int("HPTS_STATEMENT_TIMEOUT_MS", 5_000)
 LOCK_TIMEOUT_MS = env.int("HPTS_LOCK_TIMEOUT_MS", 2_000)
 IDLE_IN_TRANSACTION_TIMEOUT_MS = env.int("HPTS_IDLE_IN_TRANSACTION_TIMEOUT_MS", 10_000)
-POOL_SIZE = env.int("HPTS_POOL_SIZE", 8)
 
 
-def _database(url: str, *, pooled: bool = False) -> dict[str, object]:
+def _database(url: str) -> dict[str, object]:
     """Django's database dictionary for a URL, with the time limits of docs/operations.md as session defaults."""
     config: dict[str, object] = env.db_url_config(url) if url else {"ENGINE": "django.db.backends.postgresql"}
     limits = {
@@ -58,15 +54,15 @@ def _database(url: str, *, pooled: bool = False) -> dict[str, object]:
         "server_side_binding": True,
         "prepare_threshold": 1,
     }
-    if pooled:
-        options["pool"] = {"min_size": 1, "max_size": POOL_SIZE, "timeout": 2}
     config["OPTIONS"] = options
     config["ATOMIC_REQUESTS"] = False
+    # One connection a thread, kept: the server's thread count is the pool's size. hpts/tenancy.py notices a dead one.
+    config["CONN_MAX_AGE"] = None
     return config
 
 
 DATABASES = {
-    "default": _database(env.str("DATABASE_URL", ""), pooled=True),
+    "default": _database(env.str("DATABASE_URL", "")),
     "owner": _database(env.str("HPTS_OWNER_DATABASE_URL", "") or env.str("DATABASE_URL", "")),
     "readonly": _database(env.str("HPTS_READONLY_DATABASE_URL", "") or env.str("DATABASE_URL", "")),
 }

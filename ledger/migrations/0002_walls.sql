@@ -94,57 +94,56 @@ CREATE FUNCTION public.journal_line_wall() RETURNS trigger LANGUAGE plpgsql AS $
 DECLARE
     bad record;
 BEGIN
-    SELECT l.entry_id, e.created_xid, e.line_count, l.lines, l.first, l.last INTO bad
-    FROM (SELECT tenant_id, entry_id, count(*) AS lines, min(sequence) AS first, max(sequence) AS last,
-                 min(effective_at) AS earliest, max(effective_at) AS latest
-          FROM new_line GROUP BY tenant_id, entry_id) l
+    SELECT l.*, e.created_xid IS DISTINCT FROM pg_current_xact_id() OR e.line_count IS DISTINCT FROM l.lines
+                OR l.first <> 1 OR l.last <> l.lines
+                OR e.effective_at IS DISTINCT FROM l.earliest OR e.effective_at IS DISTINCT FROM l.latest AS unsealed
+    INTO bad
+    FROM (
+        SELECT tenant_id, entry_id, sum(lines) AS lines, min(first) AS first, max(last) AS last,
+               min(earliest) AS earliest, max(latest) AS latest,
+               string_agg(currency || ' on ' || layer, ', ') FILTER (WHERE net <> 0) AS unbalanced
+        FROM (
+            SELECT tenant_id, entry_id, currency, layer, count(*) AS lines, min(sequence) AS first, max(sequence) AS last,
+                   min(effective_at) AS earliest, max(effective_at) AS latest,
+                   sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END) AS net
+            FROM new_line GROUP BY tenant_id, entry_id, currency, layer) cell
+        GROUP BY tenant_id, entry_id) l
     LEFT JOIN public.journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
-    WHERE e.created_xid IS DISTINCT FROM pg_current_xact_id()
-       OR e.line_count IS DISTINCT FROM l.lines
+    WHERE e.created_xid IS DISTINCT FROM pg_current_xact_id() OR e.line_count IS DISTINCT FROM l.lines
        OR l.first <> 1 OR l.last <> l.lines
        OR e.effective_at IS DISTINCT FROM l.earliest OR e.effective_at IS DISTINCT FROM l.latest
+       OR l.unbalanced IS NOT NULL
     LIMIT 1;
-    IF FOUND THEN
+    IF FOUND AND bad.unsealed THEN
         RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_line_sealed',
             MESSAGE = format('entry %s takes its lines once, whole, numbered from 1, in the transaction that makes it',
                              bad.entry_id);
-    END IF;
-
-    SELECT entry_id, currency, layer INTO bad
-    FROM new_line GROUP BY tenant_id, entry_id, currency, layer
-    HAVING sum(CASE direction WHEN 'DR' THEN amount_minor::numeric ELSE -amount_minor::numeric END) <> 0
-    LIMIT 1;
-    IF FOUND THEN
+    ELSIF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'HP003', CONSTRAINT = 'journal_line_balanced',
-            MESSAGE = format('entry %s does not balance in %s on %s', bad.entry_id, bad.currency, bad.layer);
+            MESSAGE = format('entry %s does not balance in %s', bad.entry_id, bad.unbalanced);
     END IF;
 
     -- Accounts and loans are never deleted and keep their identity, so looking once is as good as a foreign key, and takes
     -- no lock on the account rows that every posting of a tenant shares.
-    SELECT l.entry_id, l.sequence, l.account_code, a.code IS NULL AS unknown, a.closed_at IS NOT NULL AS closed INTO bad
+    SELECT l.entry_id, l.sequence, l.account_code, a.code IS NULL AS unknown, a.closed_at IS NOT NULL AS closed,
+           a.per_loan AND l.loan_id IS NULL AS nameless
+    INTO bad
     FROM new_line l
     LEFT JOIN public.gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
+    LEFT JOIN public.loan o ON o.tenant_id = l.tenant_id AND o.id = l.loan_id
     WHERE a.code IS NULL OR a.closed_at IS NOT NULL OR (a.per_loan AND l.loan_id IS NULL)
+       OR (l.loan_id IS NOT NULL
+           AND (o.borrower_id IS DISTINCT FROM l.borrower_id OR o.currency IS DISTINCT FROM l.currency))
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'HP004',
             CONSTRAINT = CASE WHEN bad.unknown THEN 'journal_line_account'
                               WHEN bad.closed THEN 'journal_line_account_open'
-                              ELSE 'journal_line_account_needs_loan' END,
-            MESSAGE = format('line %s of entry %s: account %s is unknown, closed, or kept per loan and names none',
+                              WHEN bad.nameless THEN 'journal_line_account_needs_loan'
+                              ELSE 'journal_line_loan_identity' END,
+            MESSAGE = format('line %s of entry %s: account %s must be known, open, and name its loan when it is kept per '
+                             'loan; loan, borrower and currency must belong together',
                              bad.sequence, bad.entry_id, bad.account_code);
-    END IF;
-
-    SELECT l.entry_id, l.sequence INTO bad
-    FROM new_line l
-    LEFT JOIN public.loan o ON o.tenant_id = l.tenant_id AND o.id = l.loan_id
-    WHERE l.loan_id IS NOT NULL
-      AND (o.borrower_id IS DISTINCT FROM l.borrower_id OR o.currency IS DISTINCT FROM l.currency)
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP005', CONSTRAINT = 'journal_line_loan_identity',
-            MESSAGE = format('line %s of entry %s: loan, borrower and currency do not belong together',
-                             bad.sequence, bad.entry_id);
     END IF;
     RETURN NULL;
 END $$;
@@ -155,21 +154,22 @@ ALTER TABLE public.journal_line ENABLE ALWAYS TRIGGER journal_line_wall;
 
 CREATE FUNCTION public.journal_entry_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    bad record;
+    header record;
 BEGIN
-    SELECT e.id INTO bad
-    FROM new_entry e
-    WHERE e.created_xid IS DISTINCT FROM pg_current_xact_id()
-       OR e.content_hash IS DISTINCT FROM sha256(convert_to(e.document, 'UTF8'))
-       OR NOT e.posted_at BETWEEN transaction_timestamp() - interval '1 second' AND clock_timestamp() + interval '1 second'
-       OR NOT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = e.tenant_id AND l.entry_id = e.id)
-       OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = e.tenant_id)
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
-            MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time',
-                             bad.id);
-    END IF;
+    FOR header IN SELECT tenant_id, id, created_xid, posted_at, document, content_hash FROM new_entry LOOP
+        IF header.created_xid IS DISTINCT FROM pg_current_xact_id()
+           OR header.content_hash IS DISTINCT FROM sha256(convert_to(header.document, 'UTF8'))
+           OR NOT header.posted_at BETWEEN transaction_timestamp() - interval '1 second'
+                                       AND clock_timestamp() + interval '1 second'
+           OR NOT EXISTS (SELECT FROM public.journal_line l
+                          WHERE l.tenant_id = header.tenant_id AND l.entry_id = header.id)
+           OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = header.tenant_id)
+        THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
+                MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time',
+                                 header.id);
+        END IF;
+    END LOOP;
     RETURN NULL;
 END $$;
 

@@ -319,3 +319,8 @@ def test_a_certificate_is_kept_as_its_thumbprint(tmp_path: Path) -> None:
         call_command("create_client", *arguments)
     with pytest.raises(CommandError):
         call_command("create_client", *arguments[:-1], str(tmp_path / "missing"))
+
+
+def test_the_documentation_lists_every_scope() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "authentication.md").read_text(encoding="utf-8")
+    assert [scope for scope in oauth.SCOPES if f"| `{scope}` |" not in text] == []
