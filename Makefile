@@ -7,11 +7,13 @@ PYTHON := $(shell for python in python3 python3.14 python3.13 python3.12 python3
 done; echo python3)
 endif
 VENV := .venv/bin/python
+# A command with throw-away servers in its environment.
+TEMPORARY := $(VENV) -m hpts.embedded temporary $(VENV)
 WORKERS ?= 2
 T ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run services test check lint bench schema openapi drift requirements clean
+.PHONY: help install run services test check lint drift bench schema openapi requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
@@ -20,7 +22,7 @@ install: ## create .venv and install the pinned requirements
 	@$(PYTHON) deploy/install.py
 
 run: install ## PostgreSQL, Redis, a demo tenant, API on port 3000 (PORT=4000), worker, beat; Ctrl-C stops all
-	@exec $(VENV) -m hpts.run
+	@exec $(VENV) -m hpts.run --with-parent
 
 services: install ## PostgreSQL and Redis alone, in the foreground
 	@exec $(VENV) -m hpts.embedded serve
@@ -28,25 +30,28 @@ services: install ## PostgreSQL and Redis alone, in the foreground
 test: install ## the whole suite on its own servers; T=path narrows it, WORKERS=n spreads it
 	@$(VENV) -m pytest -n $(WORKERS) $(T)
 
-check: install lint drift test ## what CI runs: lint, types, migrations, drift of schema and API document, tests
+check: install lint drift test ## what CI runs: lint, types, missing migrations, drift of schema and API document, tests
 
-lint: install ## ruff, mypy, migrations that nobody wrote
+lint: install ## ruff, mypy, and whether a migration is missing
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m mypy
-	$(VENV) -m deploy.throwaway manage.py makemigrations --check --dry-run
-
-bench: install ## measure; results go to benchmarks/RESULTS.md
-	@$(VENV) -m benchmarks
+	$(TEMPORARY) manage.py makemigrations --check --dry-run
 
 schema: install ## write docs/schema.sql from a freshly migrated database
-	@$(VENV) -m deploy.throwaway --schema docs/schema.sql
+	@$(TEMPORARY) -m deploy.schema docs/schema.sql
 
 openapi: install ## write docs/openapi.yaml
-	@$(VENV) -m deploy.throwaway manage.py spectacular --file docs/openapi.yaml
+	@$(TEMPORARY) manage.py spectacular --file docs/openapi.yaml
 
-drift: install ## fail when docs/schema.sql or docs/openapi.yaml is not what the code makes
-	@$(VENV) -m deploy.throwaway --drift
+drift: install ## fail when docs/schema.sql or docs/openapi.yaml differs from what the code makes
+	@$(TEMPORARY) -m deploy.schema var/drift/schema.sql
+	@$(TEMPORARY) manage.py spectacular --file var/drift/openapi.yaml
+	@diff -u docs/schema.sql var/drift/schema.sql || { echo 'docs/schema.sql is old: make schema'; exit 1; }
+	@diff -u docs/openapi.yaml var/drift/openapi.yaml || { echo 'docs/openapi.yaml is old: make openapi'; exit 1; }
+
+bench: install ## measure; the figures go to benchmarks/RESULTS.md
+	@$(VENV) -m benchmarks
 
 requirements: install ## compile requirements*.in into requirements*.txt with hashes
 	@for name in requirements requirements-dev; do \

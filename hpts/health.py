@@ -3,15 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
+import msgspec
 import redis
 from django.conf import settings
 from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse
 
+from hpts.openapi import operation
 from hpts.problems import MethodNotAllowed
 from hpts.rendering import answer
+
+
+class Liveness(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    status: Literal["ok"]
+    version: str
+    git_sha: str
+
+
+class Readiness(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
+    status: Literal["ok", "unavailable"]
+    checks: dict[str, str]
 
 
 def _only_get(request: HttpRequest) -> None:
@@ -19,14 +33,22 @@ def _only_get(request: HttpRequest) -> None:
         raise MethodNotAllowed(["GET", "HEAD"])
 
 
+@operation("getLiveness", "health", returns="The process answers", answer=Liveness)
 def live(request: HttpRequest) -> HttpResponse:
-    """GET /v1/health/live: the process answers."""
+    """Whether the process answers."""
     _only_get(request)
     return answer({"status": "ok", "version": settings.VERSION, "git_sha": settings.GIT_SHA})
 
 
+@operation(
+    "getReadiness",
+    "health",
+    returns="Every check passes",
+    answer=Readiness,
+    also={503: "A check fails; `checks` says which"},
+)
 def ready(request: HttpRequest) -> HttpResponse:
-    """GET /v1/health/ready: 200 when every check passes, else 503 with the failing ones named."""
+    """Whether the process can do its work."""
     _only_get(request)
     checks = {name: _outcome(check) for name, check in CHECKS.items()}
     healthy = all(outcome == "ok" for outcome in checks.values())

@@ -137,6 +137,13 @@ REST_FRAMEWORK = {
     "EXCEPTION_HANDLER": "hpts.problems.exception_handler",
     "UNAUTHENTICATED_USER": None,
 }
+SPECTACULAR_SETTINGS = {
+    "OAS_VERSION": "3.1.0",
+    # Paths stand in the API document without /v1, which its servers have.
+    "SCHEMA_PATH_PREFIX": "/v1",
+    "SCHEMA_PATH_PREFIX_TRIM": True,
+    "POSTPROCESSING_HOOKS": ["hpts.openapi.complete"],
+}
 
 # --- Who may call ----------------------------------------------------------------------------------------------------
 # The own issuer signs with HPTS_SIGNING_KEY (RSA, PEM). HPTS_PREVIOUS_SIGNING_KEYS holds the public keys (PEM, one after
@@ -178,3 +185,14 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher", "hpts.oa
 
 # --- Workers ---------------------------------------------------------------------------------------------------------
 REDIS_URL = env.str("REDIS_URL", "")
+
+# --- Logs ------------------------------------------------------------------------------------------------------------
+LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
+    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
+    "root": {"handlers": ["console"], "level": env.str("HPTS_LOG_LEVEL", "INFO")},
+    # A refusal is an answer, not an event of the log; what goes wrong is logged by hpts.problems.
+    "loggers": {"django": {"handlers": [], "propagate": True}, "django.request": {"level": "CRITICAL"}},
+}

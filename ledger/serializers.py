@@ -6,7 +6,7 @@ API document says that operations answer.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -44,12 +44,12 @@ class Choice(str, Wire):
     choices: ClassVar[tuple[str, ...]]
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         if type(value) is not str:
             raise FieldError("invalid_type", "A string is expected.")
         if value not in cls.choices:
             raise FieldError("not_a_choice", f"One of these is expected: {', '.join(cls.choices)}.")
-        return cls(value)
+        return value
 
 
 def _choice_schema(*choices: str, **more: Any) -> dict[str, Any]:
@@ -112,12 +112,12 @@ class RateBps(int, Wire):
     schema = {"type": "integer", "minimum": 0, "maximum": 100_000}
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         if type(value) is not int:
             raise FieldError("invalid_type", "An integer is expected.")
         if not 0 <= value <= 100_000:
             raise FieldError("out_of_range", "A rate is 0 to 100000 basis points.")
-        return cls(value)
+        return value
 
 
 class Waterfall(list[str], Wire):
@@ -133,12 +133,12 @@ class Waterfall(list[str], Wire):
     }
 
     @classmethod
-    def parse(cls, value: object) -> Self:
+    def parse(cls, value: object) -> Any:
         if type(value) is not list:
             raise FieldError("invalid_type", "A list is expected.")
         if not all(type(item) is str for item in value) or sorted(value) != sorted(RECEIVABLES):
             raise FieldError("not_a_choice", "A permutation of fees, interest, principal is expected.")
-        return cls(value)
+        return value
 
 
 # --- Requests --------------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from rest_framework.request import Request
 
 from hpts import fields
 from hpts.fields import given
+from hpts.openapi import operation
 from hpts.pagination import DEFAULT_PAGE_SIZE, page_token, position_of
 from hpts.problems import FieldProblem, InvalidPageToken, NotFound, ValidationFailed
 from hpts.rendering import answer
@@ -23,7 +24,28 @@ from hpts.views import APIViewSet
 from ledger import masters, queries
 from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
-from ledger.errors import AccountClosed, EntryNotFound, ProgramNotFound
+from ledger.errors import (
+    AccountClosed,
+    AccountNotFound,
+    AccrualAlreadyPosted,
+    AccrualModeRefuses,
+    AlreadyReversed,
+    AlreadySettled,
+    AmountExceedsBalance,
+    AmountExceedsLimit,
+    AmountOutOfRange,
+    BorrowerMismatch,
+    CurrencyMismatch,
+    DuplicateExternalRef,
+    EffectiveDateRefused,
+    EntryNotFound,
+    LoanExists,
+    LoanNotFound,
+    NotReversible,
+    ProgramExists,
+    ProgramNotFound,
+    UnbalancedEntry,
+)
 from ledger.events import (
     SETTLED,
     AccruedLoan,
@@ -41,6 +63,9 @@ from ledger.posting import Origin, Posting, Touches, refresh_chart
 from ledger.rules.waterfall import allocation
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+# What every body that moves money of a loan may be refused for.
+LOAN_REFUSALS = (LoanNotFound, BorrowerMismatch, CurrencyMismatch, EffectiveDateRefused, AmountOutOfRange)
 
 
 class LedgerViewSet(APIViewSet):
@@ -101,8 +126,20 @@ def _of_body(body: Any) -> str:
 class Payments(LedgerViewSet):
     scopes: ClassVar = {"create": "hpts:payments:write"}
 
+    @operation(
+        "createPayment",
+        "payments",
+        request=shapes.NewPayment,
+        answer=shapes.PaymentPosted,
+        returns="Payment posted",
+        etag=True,
+        refuses=(*LOAN_REFUSALS, DuplicateExternalRef),
+    )
     def create(self, request: Request) -> HttpResponse:
-        """Receive a payment: allocated by the program's waterfall, or announced on the PENDING layer."""
+        """Receive a payment.
+
+        It is allocated by the program's waterfall; a PENDING one waits in suspense until it settles.
+        """
 
         def work(posting: Posting, body: shapes.NewPayment) -> dict[str, Any]:
             entry = posting.post(
@@ -138,8 +175,20 @@ class Payments(LedgerViewSet):
 class Disbursements(LedgerViewSet):
     scopes: ClassVar = {"create": "hpts:disbursements:write", "settlement": "hpts:disbursements:write"}
 
+    @operation(
+        "createDisbursement",
+        "disbursements",
+        request=shapes.NewDisbursement,
+        answer=shapes.DisbursementPosted,
+        returns="Disbursement posted",
+        etag=True,
+        refuses=(*LOAN_REFUSALS, AmountExceedsLimit),
+    )
     def create(self, request: Request) -> HttpResponse:
-        """Disburse: principal receivable against disbursement clearing."""
+        """Disburse a loan.
+
+        Debits principal receivable, credits disbursement clearing.
+        """
 
         def work(posting: Posting, body: shapes.NewDisbursement) -> dict[str, Any]:
             entry = posting.post(
@@ -171,8 +220,19 @@ class Disbursements(LedgerViewSet):
             _of_body,
         )
 
+    @operation(
+        "settleDisbursement",
+        "disbursements",
+        request=shapes.Settlement,
+        answer=shapes.DisbursementPosted,
+        returns="Settlement posted",
+        refuses=(AlreadySettled, AlreadyReversed, EffectiveDateRefused),
+    )
     def settlement(self, request: Request, disbursement_event_id: str) -> HttpResponse:
-        """Settle a disbursement: the money has left the bank."""
+        """Settle a disbursement.
+
+        The money has left the bank: debits disbursement clearing, credits cash.
+        """
 
         def work(posting: Posting, body: shapes.Settlement) -> dict[str, Any]:
             original = posting.state.entry
@@ -199,8 +259,19 @@ class Accruals(LedgerViewSet):
     scopes: ClassVar = {"batch": "hpts:accruals:write"}
     large_bodies = frozenset({"batch"})
 
+    @operation(
+        "createAccrualBatch",
+        "accruals",
+        request=shapes.AccrualBatch,
+        answer=shapes.AccrualPosted,
+        returns="Accruals posted",
+        refuses=(ProgramNotFound, AccrualModeRefuses, AccrualAlreadyPosted, EffectiveDateRefused, AmountOutOfRange),
+    )
     def batch(self, request: Request) -> HttpResponse:
-        """Post a day of interest of many loans of one program: one entry."""
+        """Accrue a day of interest on many loans of a program.
+
+        One entry for all of them, or nothing: every item that disagrees with the books is named in `errors`.
+        """
 
         def work(posting: Posting, body: shapes.AccrualBatch) -> dict[str, Any]:
             program = queries.program(posting.cursor, program_id=body.program_id, on=body.accrual_date)
@@ -260,8 +331,27 @@ def _day_before(day: date) -> date:
 class Reversals(LedgerViewSet):
     scopes: ClassVar = {"create": "hpts:reversals:write"}
 
+    @operation(
+        "createReversal",
+        "reversals",
+        request=shapes.NewReversal,
+        answer=shapes.ReversalPosted,
+        returns="Reversal posted",
+        refuses=(
+            EntryNotFound,
+            AlreadyReversed,
+            NotReversible,
+            EffectiveDateRefused,
+            AmountExceedsBalance,
+            AmountOutOfRange,
+            AccountClosed,
+        ),
+    )
     def create(self, request: Request) -> HttpResponse:
-        """Reverse an entry: the mirror of every line, once."""
+        """Reverse a journal entry.
+
+        Posts the mirror of every line, once.
+        """
 
         def work(posting: Posting, body: shapes.NewReversal) -> dict[str, Any]:
             if posting.state.entry is None:
@@ -294,6 +384,14 @@ class Reversals(LedgerViewSet):
 class JournalEntries(LedgerViewSet):
     scopes: ClassVar = {"create": "hpts:admin:adjustments", "retrieve": "hpts:ledger:read"}
 
+    @operation(
+        "createJournalEntry",
+        "journal",
+        request=shapes.NewJournalEntry,
+        answer=shapes.EntryPosted,
+        returns="Entry posted",
+        refuses=(*LOAN_REFUSALS, AccountNotFound, AccountClosed, UnbalancedEntry, AmountExceedsBalance),
+    )
     def create(self, request: Request) -> HttpResponse:
         """Post an accountant's own lines."""
 
@@ -326,6 +424,7 @@ class JournalEntries(LedgerViewSet):
             work,
         )
 
+    @operation("getJournalEntry", "journal", answer="JournalEntry", returns="The entry")
     def retrieve(self, request: Request, journal_entry_id: str) -> HttpResponse:
         """One journal entry."""
         self.query(request, shapes.NoQuery)
@@ -352,6 +451,14 @@ def _manual_line(line: shapes.ManualLine) -> Line:
 class Programs(LedgerViewSet):
     scopes: ClassVar = {"create": "hpts:admin:loans", "list": "hpts:loans:read", "retrieve": "hpts:loans:read"}
 
+    @operation(
+        "createProgram",
+        "programs",
+        request=shapes.NewProgram,
+        answer=shapes.Program,
+        returns="Program created",
+        refuses=(ProgramExists,),
+    )
     def create(self, request: Request) -> HttpResponse:
         """Create a program."""
 
@@ -370,6 +477,7 @@ class Programs(LedgerViewSet):
 
         return self.write(request, shapes.NewProgram, lambda body: Touches(), work)
 
+    @operation("listPrograms", "programs", query=shapes.Page, answer=shapes.ProgramPage, returns="Page of programs")
     def list(self, request: Request) -> HttpResponse:
         """The tenant's programs."""
         query = self.query(request, shapes.Page)
@@ -380,6 +488,7 @@ class Programs(LedgerViewSet):
             found = queries.programs(cursor, on=queries.today(cursor), after=after, limit=size + 1)
         return answer(_page(found, size, scope, "program_id"))
 
+    @operation("getProgram", "programs", answer=shapes.Program, returns="The program")
     def retrieve(self, request: Request, program_id: str) -> HttpResponse:
         """One program, with the terms in force today."""
         self.query(request, shapes.NoQuery)
@@ -399,6 +508,15 @@ class Loans(LedgerViewSet):
         "balance": "hpts:balances:read",
     }
 
+    @operation(
+        "createLoan",
+        "loans",
+        request=shapes.NewLoan,
+        answer=shapes.Loan,
+        returns="Loan created",
+        etag=True,
+        refuses=(ProgramNotFound, LoanExists),
+    )
     def create(self, request: Request) -> HttpResponse:
         """Create a loan."""
 
@@ -418,6 +536,7 @@ class Loans(LedgerViewSet):
         response["ETag"] = etag(0)
         return response
 
+    @operation("listLoans", "loans", query=shapes.LoansQuery, answer=shapes.LoanPage, returns="Page of loans")
     def list(self, request: Request) -> HttpResponse:
         """The tenant's loans, by program, borrower and state."""
         query = self.query(request, shapes.LoansQuery)
@@ -437,6 +556,7 @@ class Loans(LedgerViewSet):
             )
         return answer(_page(found, size, scope, "loan_id"))
 
+    @operation("getLoan", "loans", answer=shapes.Loan, returns="The loan", etag=True)
     def retrieve(self, request: Request, loan_id: str) -> HttpResponse:
         """One loan."""
         self.query(request, shapes.NoQuery)
@@ -448,8 +568,16 @@ class Loans(LedgerViewSet):
         response["ETag"] = etag(found[1])
         return response
 
+    @operation(
+        "listLoanJournalEntries",
+        "journal",
+        query=shapes.HistoryQuery,
+        answer="JournalEntryPage",
+        returns="Page of journal entries",
+        etag=True,
+    )
     def journal_entries(self, request: Request, loan_id: str) -> HttpResponse:
-        """Paginated journal history for a loan, oldest first."""
+        """Paginated journal history for a loan."""
         query = self.query(request, shapes.HistoryQuery)
         from_date, to_date, kind = given(query.from_date), given(query.to_date), given(query.event_type)
         if from_date is not None and to_date is not None and from_date > to_date:
@@ -480,8 +608,14 @@ class Loans(LedgerViewSet):
         response["ETag"] = etag(version)
         return response
 
+    @operation(
+        "getLoanBalance", "balances", query=shapes.AsOfQuery, answer=shapes.LoanBalance, returns="The balance", etag=True
+    )
     def balance(self, request: Request, loan_id: str) -> HttpResponse:
-        """What the loan owes, settled, with entries effective on or before a date."""
+        """What a loan owes.
+
+        Settled entries effective on or before `as_of_date`, by default today in the tenant's time zone.
+        """
         query = self.query(request, shapes.AsOfQuery)
         with self.read(request) as cursor:
             as_of = given(query.as_of_date) or queries.today(cursor)
@@ -508,6 +642,7 @@ class Loans(LedgerViewSet):
 class Accounts(LedgerViewSet):
     scopes: ClassVar = {"list": "hpts:balances:read", "balance": "hpts:balances:read", "trial_balance": "hpts:balances:read"}
 
+    @operation("listAccounts", "accounts", answer=shapes.Accounts, returns="Every account")
     def list(self, request: Request) -> HttpResponse:
         """The chart of accounts."""
         self.query(request, shapes.NoQuery)
@@ -526,8 +661,14 @@ class Accounts(LedgerViewSet):
         ]
         return answer({"items": items})
 
+    @operation(
+        "getAccountBalance", "balances", query=shapes.AccountQuery, answer=shapes.AccountBalance, returns="The balance"
+    )
     def balance(self, request: Request, account_code: str) -> HttpResponse:
-        """Gross debits and credits of an account, and its balance on its normal side."""
+        """Balance of an account.
+
+        Gross debits, gross credits, and their difference on the account's normal side, which may be negative.
+        """
         query = self.query(request, shapes.AccountQuery)
         layer = given(query.layer) or SETTLED
         with self.read(request) as cursor:
@@ -541,8 +682,14 @@ class Accounts(LedgerViewSet):
             {"currency": query.currency, "layer": layer, "as_of_date": as_of.isoformat(), **_balance_row(found[0])}
         )
 
+    @operation(
+        "getTrialBalance", "balances", query=shapes.AccountQuery, answer=shapes.TrialBalance, returns="The trial balance"
+    )
     def trial_balance(self, request: Request) -> HttpResponse:
-        """Every account of the chart; total debits equal total credits."""
+        """Trial balance.
+
+        Every account of the chart; total debits equal total credits.
+        """
         query = self.query(request, shapes.AccountQuery)
         layer = given(query.layer) or SETTLED
         with self.read(request) as cursor:

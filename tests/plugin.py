@@ -81,10 +81,14 @@ def _own_databases(worker: str) -> dict[str, str]:
         embedded.make_roles(own_administrator_url, embedded.role_passwords(state))
     urls = {key: _with_database(value, name) for key, value in template.items() if key.endswith("DATABASE_URL")}
     number = 0 if worker == "main" else 1 + int(worker.removeprefix("gw"))
-    return template | urls | {
-        "HPTS_SUPERUSER_DATABASE_URL": own_administrator_url,
-        "REDIS_URL": re.sub(r"/\d+$", f"/{number}", template["REDIS_URL"]),
-    }
+    return (
+        template
+        | urls
+        | {
+            "HPTS_SUPERUSER_DATABASE_URL": own_administrator_url,
+            "REDIS_URL": re.sub(r"/\d+$", f"/{number}", template["REDIS_URL"]),
+        }
+    )
 
 
 def _with_database(url: str, name: str) -> str:

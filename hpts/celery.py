@@ -1,0 +1,26 @@
+"""The Celery application and its beat schedule. Tasks live in the `tasks.py` of each app; the broker carries no truth."""
+
+from __future__ import annotations
+
+import os
+
+from celery import Celery
+from django.conf import settings
+
+os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
+
+BEAT_SCHEDULE: dict[str, dict[str, object]] = {}
+
+app = Celery("hpts")
+app.conf.update(
+    broker_url=settings.REDIS_URL,
+    # Results live in the database, written by the task's own transaction.
+    task_ignore_result=True,
+    # A task is acknowledged when it has ended, so that a killed worker loses none; each task may therefore run twice.
+    task_acks_late=True,
+    worker_prefetch_multiplier=1,
+    broker_connection_retry_on_startup=True,
+    timezone="UTC",
+    beat_schedule=BEAT_SCHEDULE,
+)
+app.autodiscover_tasks()
