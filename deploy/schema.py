@@ -1,4 +1,4 @@
-"""Write the schema of a freshly migrated database: `python -m deploy.schema FILE`, with an empty database in the environment."""
+"""`python -m deploy.schema FILE` migrates the empty database of the environment and writes its schema."""
 
 from __future__ import annotations
 

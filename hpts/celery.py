@@ -1,4 +1,4 @@
-"""The Celery application and its beat schedule. Tasks live in the `tasks.py` of each app; the broker carries no truth."""
+"""The Celery application and its beat schedule. Tasks live in each app's `tasks.py`; the broker carries no truth."""
 
 from __future__ import annotations
 

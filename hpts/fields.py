@@ -13,7 +13,7 @@ import types
 import typing
 from collections.abc import Callable
 from datetime import date
-from functools import lru_cache
+from functools import cache
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import msgspec
@@ -146,7 +146,9 @@ class AmountMinor(int, Wire):
     def parse(cls, value: object) -> Any:
         text = _text(value)
         if cls.pattern.fullmatch(text) is None:
-            raise FieldError("invalid_format", "An amount is a string of digits in minor units, without sign or leading zero.")
+            raise FieldError(
+                "invalid_format", "An amount is a string of digits in minor units, without sign or leading zero."
+            )
         amount = int(text)
         if amount > MAX_MINOR:
             raise FieldError("out_of_range", f"An amount is at most {MAX_MINOR}.")
@@ -273,7 +275,7 @@ def parse(value: object, shape: type[S]) -> S:
     return parsed  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _reader(kind: Any) -> Reader:
     """The reader of a declared type: a Struct, a list with bounds, or a Wire type; `| UnsetType` marks what is optional."""
     if typing.get_origin(kind) in (typing.Union, types.UnionType):
@@ -318,7 +320,8 @@ def _list_reader(item: Reader, bounds: Any) -> Reader:
 def _struct_reader(shape: type[msgspec.Struct]) -> Reader:
     hints = typing.get_type_hints(shape, include_extras=True)
     members = [
-        (field.name, _reader(hints[field.name]), field.required, field.default) for field in msgspec.structs.fields(shape)
+        (field.name, _reader(hints[field.name]), field.required, field.default)
+        for field in msgspec.structs.fields(shape)
     ]
     names = frozenset(hints)
 
@@ -350,7 +353,7 @@ def _join(path: str, name: str) -> str:
 
 def given(value: T | UnsetType) -> T | None:
     """An optional member's value, None when it was left out."""
-    return None if value is UNSET else value  # type: ignore[return-value]
+    return None if value is UNSET else value
 
 
 class _Refused(ValueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
@@ -39,7 +40,6 @@ class RequestIdentity:
         response["X-Request-Id"] = request.request_id  # type: ignore[attr-defined]
         return response
 
-
     def process_exception(self, request: HttpRequest, exception: Exception) -> HttpResponse | None:
         """What a plain view raises is a problem too; the admin shows pages of its own."""
         if request.path_info.startswith("/admin/"):
@@ -58,11 +58,11 @@ def correlation_id(traceparent: str | None) -> str:
 class _AdminOnly:
     """A middleware of Django's for /admin/ alone; the API's path does not pay for it."""
 
-    get_response: GetResponse
+    get_response: Any
 
-    def __call__(self, request: HttpRequest) -> HttpResponse:
+    def __call__(self, request: HttpRequest) -> Any:
         if request.path_info.startswith("/admin/"):
-            return super().__call__(request)  # type: ignore[misc, no-any-return]
+            return super().__call__(request)  # type: ignore[misc]
         return self.get_response(request)
 
 
@@ -71,8 +71,10 @@ class AdminSessions(_AdminOnly, SessionMiddleware):
 
 
 class AdminForgeryProtection(_AdminOnly, CsrfViewMiddleware):
-    def process_view(self, request: HttpRequest, *args: object, **kwargs: object) -> HttpResponse | None:
-        return super().process_view(request, *args, **kwargs) if request.path_info.startswith("/admin/") else None
+    def process_view(self, request: HttpRequest, callback: Any, args: Any, kwargs: Any) -> Any:
+        if request.path_info.startswith("/admin/"):
+            return super().process_view(request, callback, args, kwargs)
+        return None
 
 
 class AdminUsers(_AdminOnly, AuthenticationMiddleware):

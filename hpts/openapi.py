@@ -253,7 +253,9 @@ def _problems(kinds: Iterable[type[problems.Problem]], registry: ComponentRegist
         by_status.setdefault(str(kind.status), []).append(kind)
     answers = {}
     for status, group in by_status.items():
-        text = _meaning(group[0]) if len(group) == 1 else "\n".join(f"- `{kind.code}`: {_meaning(kind)}" for kind in group)
+        text = (
+            _meaning(group[0]) if len(group) == 1 else "\n".join(f"- `{kind.code}`: {_meaning(kind)}" for kind in group)
+        )
         headers = sorted({"X-Request-Id"}.union(*(kind.headers for kind in group)))
         problem = _answer(text, {"$ref": "#/components/schemas/Problem"}, headers, problems.CONTENT_TYPE)
         problem["x-problem-codes"] = [kind.code for kind in group]

@@ -34,7 +34,9 @@ class JSONOnly(BaseContentNegotiation):
     def select_parser(self, request: Any, parsers: Any) -> None:
         return None
 
-    def select_renderer(self, request: Any, renderers: Any, format_suffix: str | None = None) -> tuple[BaseRenderer, str]:
+    def select_renderer(
+        self, request: Any, renderers: Any, format_suffix: str | None = None
+    ) -> tuple[BaseRenderer, str]:
         accept = request.META.get("HTTP_ACCEPT")
         if accept and not any(_takes_json(part) for part in accept.split(",")):
             raise NotAcceptable("Answers are application/json.")

@@ -67,7 +67,11 @@ DATABASES = {
     "readonly": _database(env.str("HPTS_READONLY_DATABASE_URL", "") or env.str("DATABASE_URL", "")),
 }
 # Migrations lock tables for a moment or give up; the long statements are theirs alone.
-DATABASES["owner"]["OPTIONS"] = {"options": "-c lock_timeout=4000", "connect_timeout": 2, "application_name": "hpts-owner"}
+DATABASES["owner"]["OPTIONS"] = {
+    "options": "-c lock_timeout=4000",
+    "connect_timeout": 2,
+    "application_name": "hpts-owner",
+}
 DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Applications ----------------------------------------------------------------------------------------------------

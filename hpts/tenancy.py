@@ -6,9 +6,11 @@ nothing else opens a transaction on tenant data, and nothing else filters by ten
 
 from __future__ import annotations
 
+import select
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from django.db import InterfaceError, OperationalError, connections, models, transaction
 from django.db.backends.utils import CursorWrapper
@@ -28,7 +30,7 @@ def current_tenant() -> str:
 
 @contextmanager
 def tenant_transaction(
-    tenant_id: str, opening: str = ENTER, params: Sequence[object] = (), *, using: str = "default"
+    tenant_id: str, opening: str = ENTER, params: Sequence[Any] = (), *, using: str = "default"
 ) -> Iterator[CursorWrapper]:
     """Open one transaction for one tenant and yield its cursor, after the `opening` statement has run on it.
 
@@ -65,12 +67,10 @@ def _wake(using: str) -> None:
         raise
 
 
-def _dead(raw: object) -> bool:
+def _dead(raw: Any) -> bool:
     """Whether the socket has something to read while no query runs: only a goodbye of the server can be there."""
-    import select
-
     try:
-        return bool(select.select([raw.pgconn.socket], [], [], 0)[0])  # type: ignore[attr-defined]
+        return bool(select.select([raw.pgconn.socket], [], [], 0)[0])
     except (OSError, ValueError):
         return True
 

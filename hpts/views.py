@@ -26,13 +26,18 @@ from hpts.problems import (
 S = TypeVar("S", bound=Struct)
 
 
+def correlation_of(request: Request) -> str:
+    """The request's correlation id, given by hpts/middleware.py."""
+    return request._request.correlation_id  # type: ignore[attr-defined, no-any-return]
+
+
 class APIViewSet(ViewSet):
     """A viewset of the API. `scopes` maps each action to the scope that it needs."""
 
     scopes: ClassVar[dict[str, str]] = {}
     # Actions whose bodies may be large.
     large_bodies: ClassVar[frozenset[str]] = frozenset()
-    http_method_names: ClassVar[list[str]] = ["get", "post", "head"]
+    http_method_names = ["get", "post", "head"]
 
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.format_kwarg = None
@@ -47,8 +52,14 @@ class APIViewSet(ViewSet):
             self._check_body(request._request)
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
 
-    def http_method_not_allowed(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+    def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         raise MethodNotAllowed([name.upper() for name in self.action_map])
+
+    def route(self, request: Request) -> str:
+        """The route's template: `v1/payments`."""
+        match = request._request.resolver_match
+        assert match is not None
+        return match.route
 
     @property
     def body_limit(self) -> int:

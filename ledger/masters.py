@@ -23,7 +23,8 @@ def create_tenant(cursor: CursorWrapper, *, name: str, currency: str, timezone: 
     """The tenant of the running transaction, with the chart of the template `consumer-lending`."""
     tenant_id = current_tenant()
     cursor.execute(
-        "INSERT INTO tenant (id, name, currency, timezone) VALUES (%s, %s, %s, %s)", (tenant_id, name, currency, timezone)
+        "INSERT INTO tenant (id, name, currency, timezone) VALUES (%s, %s, %s, %s)",
+        (tenant_id, name, currency, timezone),
     )
     cursor.executemany(
         """INSERT INTO gl_account (tenant_id, code, name, account_type, normal_side, per_loan, role)

@@ -177,7 +177,9 @@ class LoanTerms(TenantOwned):
     class Meta:
         db_table = "loan_terms"
         constraints = [
-            models.CheckConstraint(condition=Q(annual_rate_bps__gte=0, annual_rate_bps__lte=100_000), name="loan_terms_rate")
+            models.CheckConstraint(
+                condition=Q(annual_rate_bps__gte=0, annual_rate_bps__lte=100_000), name="loan_terms_rate"
+            )
         ]
 
 
@@ -208,8 +210,12 @@ class JournalEntry(TenantOwned):
         db_table = "journal_entry"
         verbose_name_plural = "journal entries"
         constraints = [
-            models.CheckConstraint(condition=Q(event_type__in=[kind.value for kind in EventKind]), name="journal_entry_kind"),
-            models.CheckConstraint(condition=Q(line_count__gte=2, line_count__lte=32767), name="journal_entry_line_count"),
+            models.CheckConstraint(
+                condition=Q(event_type__in=[kind.value for kind in EventKind]), name="journal_entry_kind"
+            ),
+            models.CheckConstraint(
+                condition=Q(line_count__gte=2, line_count__lte=32767), name="journal_entry_line_count"
+            ),
             # At most one reversal or return, one settlement, and one payment with a reference, for ever.
             models.UniqueConstraint(
                 fields=["tenant_id", "reverses_entry_id"],
@@ -289,7 +295,9 @@ class Balance(TenantOwned):
     class Meta:
         db_table = "loan_balance"
         constraints = [
-            models.CheckConstraint(condition=Q(floored=False) | Q(balance_minor__gte=0), name="loan_balance_not_below_zero")
+            models.CheckConstraint(
+                condition=Q(floored=False) | Q(balance_minor__gte=0), name="loan_balance_not_below_zero"
+            )
         ]
 
 
@@ -321,7 +329,7 @@ class IdempotencyKey(TenantOwned):
 
 
 class OutboxMessage(TenantOwned):
-    """"Tell the world that this entry exists", written with the entry; read by the bounded cursor over `created_xid`."""
+    """ "Tell the world that this entry exists", written with the entry; read by the bounded cursor over `created_xid`."""
 
     pk = models.CompositePrimaryKey("tenant_id", "created_xid", "entry_id")
     created_xid = TransactionIdField(db_default=CurrentTransactionId())

@@ -19,9 +19,10 @@ from ledger.chart import Account, Chart
 from ledger.events import SETTLED
 
 
-def _rows(cursor: CursorWrapper, sql: str, **params: object) -> list[tuple[Any, ...]]:
+def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
     cursor.execute(sql, {"tenant": current_tenant(), **params})
-    return cursor.fetchall()
+    rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
 
 
 def timestamp(moment: datetime) -> str:
@@ -172,9 +173,7 @@ def loans(
     if after is not None:
         where += " AND l.id > %(after)s"
     sql = _LOAN.format(where=where) + (" WHERE state = %(state)s" if state else "") + " ORDER BY id LIMIT %(limit)s"
-    rows = _rows(
-        cursor, sql, on=on, program=program_id, borrower=borrower_id, state=state, after=after, limit=limit
-    )
+    rows = _rows(cursor, sql, on=on, program=program_id, borrower=borrower_id, state=state, after=after, limit=limit)
     return [_loan_object(row) for row in rows]
 
 
@@ -244,7 +243,9 @@ def history(
     ]
 
 
-def _lines_of_loan(cursor: CursorWrapper, loan_id: str, entry_ids: Sequence[object]) -> dict[object, list[dict[str, Any]]]:
+def _lines_of_loan(
+    cursor: CursorWrapper, loan_id: str, entry_ids: Sequence[object]
+) -> dict[object, list[dict[str, Any]]]:
     """One loan's lines of entries that it shares with other loans, with the sequence numbers that they have there."""
     rows = _rows(
         cursor,

@@ -34,7 +34,7 @@ MAX_BATCH_LOANS = 16_000
 MAX_MANUAL_LINES = 500
 
 
-class Request(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class Request(Struct, forbid_unknown_fields=True, kw_only=True):
     """A body or a query string."""
 
 
@@ -275,7 +275,7 @@ Signed = Annotated[str, Meta(pattern=r"^(0|-?[1-9][0-9]*)$")]
 Total = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]*)$")]
 
 
-class Answer(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+class Answer(Struct, forbid_unknown_fields=True, kw_only=True):
     """What an operation answers; for the API document and for tests."""
 
 

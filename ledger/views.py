@@ -14,13 +14,14 @@ from django.http import HttpResponse
 from rest_framework.request import Request
 
 from hpts import fields
+from hpts.auth import caller
 from hpts.fields import given
 from hpts.openapi import operation
 from hpts.pagination import DEFAULT_PAGE_SIZE, page_token, position_of
 from hpts.problems import FieldProblem, InvalidPageToken, NotFound, ValidationFailed
 from hpts.rendering import answer
 from hpts.tenancy import tenant_transaction
-from hpts.views import APIViewSet
+from hpts.views import APIViewSet, correlation_of
 from ledger import masters, queries
 from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
@@ -48,8 +49,8 @@ from ledger.errors import (
 )
 from ledger.events import (
     SETTLED,
-    AccruedLoan,
     Accrual,
+    AccruedLoan,
     Disbursement,
     DisbursementSettled,
     EventKind,
@@ -83,7 +84,7 @@ class LedgerViewSet(APIViewSet):
         raw = self.document(request)
         key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
         body = fields.parse(raw, shape)
-        call = Call(self.origin(request), key, fingerprint(request.resolver_match.route, self.kwargs, raw))
+        call = Call(self.origin(request), key, fingerprint(self.route(request), self.kwargs, raw))
         done = once(call, touches(body), lambda posting: work(posting, body))
         response = answer(done.body, 200 if done.replayed else 201)
         if done.replayed:
@@ -93,17 +94,17 @@ class LedgerViewSet(APIViewSet):
         return response
 
     def origin(self, request: Request) -> Origin:
-        principal = request.user
-        return Origin(principal.tenant_id, principal.actor, request._request.correlation_id)
+        principal = caller(request)
+        return Origin(principal.tenant_id, principal.actor, correlation_of(request))
 
     @contextmanager
     def read(self, request: Request) -> Iterator[CursorWrapper]:
-        with tenant_transaction(request.user.tenant_id) as cursor:
+        with tenant_transaction(caller(request).tenant_id) as cursor:
             yield cursor
 
     def page_scope(self, request: Request, *filters: object) -> list[str | None]:
         """What a page token is bound to: tenant, list, filters."""
-        return [request.user.tenant_id, type(self).__name__, *(None if f is None else str(f) for f in filters)]
+        return [caller(request).tenant_id, type(self).__name__, *(None if f is None else str(f) for f in filters)]
 
 
 def etag(version: int) -> str:
@@ -609,7 +610,12 @@ class Loans(LedgerViewSet):
         return response
 
     @operation(
-        "getLoanBalance", "balances", query=shapes.AsOfQuery, answer=shapes.LoanBalance, returns="The balance", etag=True
+        "getLoanBalance",
+        "balances",
+        query=shapes.AsOfQuery,
+        answer=shapes.LoanBalance,
+        returns="The balance",
+        etag=True,
     )
     def balance(self, request: Request, loan_id: str) -> HttpResponse:
         """What a loan owes.
@@ -640,7 +646,11 @@ class Loans(LedgerViewSet):
 
 
 class Accounts(LedgerViewSet):
-    scopes: ClassVar = {"list": "hpts:balances:read", "balance": "hpts:balances:read", "trial_balance": "hpts:balances:read"}
+    scopes: ClassVar = {
+        "list": "hpts:balances:read",
+        "balance": "hpts:balances:read",
+        "trial_balance": "hpts:balances:read",
+    }
 
     @operation("listAccounts", "accounts", answer=shapes.Accounts, returns="Every account")
     def list(self, request: Request) -> HttpResponse:
@@ -673,9 +683,7 @@ class Accounts(LedgerViewSet):
         layer = given(query.layer) or SETTLED
         with self.read(request) as cursor:
             as_of = given(query.as_of_date) or queries.today(cursor)
-            found = queries.trial_balance(
-                cursor, currency=query.currency, layer=layer, as_of=as_of, code=account_code
-            )
+            found = queries.trial_balance(cursor, currency=query.currency, layer=layer, as_of=as_of, code=account_code)
         if not found:
             raise NotFound(f"There is no account {account_code}.")
         return answer(
@@ -683,7 +691,11 @@ class Accounts(LedgerViewSet):
         )
 
     @operation(
-        "getTrialBalance", "balances", query=shapes.AccountQuery, answer=shapes.TrialBalance, returns="The trial balance"
+        "getTrialBalance",
+        "balances",
+        query=shapes.AccountQuery,
+        answer=shapes.TrialBalance,
+        returns="The trial balance",
     )
     def trial_balance(self, request: Request) -> HttpResponse:
         """Trial balance.

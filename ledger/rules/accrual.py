@@ -7,7 +7,6 @@ from ledger.events import CREDIT, DEBIT, Accrual, Line
 from ledger.state import State
 
 
-
 def accrual(state: State, event: Accrual) -> list[Line]:
     """Per loan: debit interest receivable, credit interest income. A loan with no interest has no line.
 

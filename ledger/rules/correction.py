@@ -15,7 +15,6 @@ from ledger.errors import (
 from ledger.events import EventKind, Line, ManualAdjustment, Reversal
 from ledger.state import State
 
-
 # A correction of these is another event: the return of a payment, a new reversal's original posted again.
 NEVER_REVERSED = {EventKind.REVERSAL, EventKind.PAYMENT_RETURNED, EventKind.DISBURSEMENT_SETTLED}
 
@@ -31,7 +30,9 @@ def reversal(state: State, event: Reversal) -> list[Line]:
     if original.event_type in NEVER_REVERSED or original.settles_entry_id is not None:
         raise NotReversible(f"An entry of the kind {original.event_type} is not reversed.")
     if event.effective_at < original.effective_at:
-        raise EffectiveDateRefused(f"The entry is dated {original.effective_at}; its reversal cannot be dated before it.")
+        raise EffectiveDateRefused(
+            f"The entry is dated {original.effective_at}; its reversal cannot be dated before it."
+        )
     return [line.mirrored() for line in original.lines]
 
 
@@ -46,7 +47,9 @@ def manual_adjustment(state: State, event: ManualAdjustment) -> list[Line]:
             if state.chart[line.account].per_loan:
                 nameless.append(
                     FieldProblem(
-                        f"lines.{position}.loan_id", "required", f"Account {line.account} is kept per loan: name the loan."
+                        f"lines.{position}.loan_id",
+                        "required",
+                        f"Account {line.account} is kept per loan: name the loan.",
                     )
                 )
             lines.append(line)

@@ -20,7 +20,9 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--name", required=True)
         parser.add_argument("--currency", required=True, help="ISO 4217 code, such as USD")
-        parser.add_argument("--timezone", required=True, help="IANA name, such as America/New_York: decides which day is today")
+        parser.add_argument(
+            "--timezone", required=True, help="IANA name, such as America/New_York: decides which day is today"
+        )
         parser.add_argument("--json", action="store_true", help="print {tenant_id} as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
