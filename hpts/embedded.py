@@ -410,16 +410,8 @@ class Postgres(Server):
         password_file = self.base / "password"
         write_private(password_file, self.secrets["superuser_password"])
         self.own(password_file)
-        command = [
-            self._program("initdb"),
-            "--pgdata",
-            str(draft),
-            "--username",
-            "postgres",
-            "--pwfile",
-            str(password_file),
-        ]
-        command += ["--auth", "scram-sha-256", "--encoding", "UTF8", "--data-checksums"]
+        command = [self._program("initdb"), "--pgdata", str(draft), "--username", "postgres"]
+        command += ["--pwfile", str(password_file), "--auth", "scram-sha-256", "--encoding", "UTF8", "--data-checksums"]
         # PostgreSQL's own C.UTF-8, which needs no locale of the operating system.
         command += ["--locale", "C", "--locale-provider", "builtin", "--builtin-locale", "C.UTF-8"]
         if self.throwaway:
@@ -595,6 +587,7 @@ class Attachment:
         self._clients = _open(self.directory / "clients.lock")
         fcntl.flock(self._clients, fcntl.LOCK_SH)
         self._keeper: subprocess.Popen[bytes] | None = None
+        self._page = self.directory / "keeper.json"
         try:
             self.variables = self.ensure()
         except BaseException:
@@ -604,35 +597,33 @@ class Attachment:
     def ensure(self) -> dict[str, str]:
         """The variables of the running server; starts a keeper when none lives."""
         deadline = time.monotonic() + 2 * START_SECONDS
-        self._keeper = None
+        keeper: subprocess.Popen[bytes] | None = None
         with locked(self.directory / "start.lock"):
             while time.monotonic() < deadline:
-                variables = published(self.directory / "keeper.json")
+                variables = published(self._page)
                 if variables:
                     self.variables = variables
                     return variables
-                if variables is None:
-                    if self._keeper is not None and self._keeper.poll() == 1:
-                        break
-                    self._start_keeper()
+                if keeper is not None and keeper.poll() is not None:
+                    break
+                if keeper is None and variables is None:
+                    keeper = self._keeper = self._start_keeper()
                 time.sleep(0.02)
         raise EmbeddedError(f"The embedded {self.kind} does not start.\n{_tail(self._log_path())}")
 
     def alive(self) -> bool:
         """Whether the server's keeper lives, though its server may just be starting again."""
-        return published(self.directory / "keeper.json") is not None
+        return published(self._page) is not None
 
     def _log_path(self) -> Path:
         return self.state / "log" / f"{self.kind}.log"
 
-    def _start_keeper(self) -> None:
-        if self._keeper is not None and self._keeper.poll() is None:
-            return
+    def _start_keeper(self) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "hpts.embedded", "keep", self.kind, str(self.state)]
         if self.throwaway:
             command.append("--throwaway")
         with open_log(self._log_path()) as log:
-            self._keeper = subprocess.Popen(
+            return subprocess.Popen(
                 command,
                 cwd=ROOT,
                 stdin=subprocess.DEVNULL,
@@ -643,18 +634,19 @@ class Attachment:
             )
 
     def release(self) -> None:
-        """Let go. The servers stop when no other client holds them."""
-        self._clients.close()
+        """Let go, and wait until the server has stopped, unless another client holds it."""
+        deadline = time.monotonic() + START_SECONDS
+        with self._clients:
+            fcntl.flock(self._clients, fcntl.LOCK_UN)
+            while published(self._page) is not None and time.monotonic() < deadline and not self._others():
+                time.sleep(0.02)
 
-    def release_and_wait(self) -> None:
-        """Let go, and wait until the server has stopped unless another client holds it."""
-        with self._clients, contextlib.suppress(FileNotFoundError), _open(self.directory / "keeper.json") as page:
-            if _try_lock(self._clients, fcntl.LOCK_EX):
-                # Nobody else is here: free the lock for the keeper, then wait for its end.
-                fcntl.flock(self._clients, fcntl.LOCK_UN)
-                fcntl.flock(page, fcntl.LOCK_EX)
-        if self._keeper is not None and self.throwaway:
-            self._keeper.wait()
+    def _others(self) -> bool:
+        """Whether another client is here. The keeper, too, locks the file when it stops, but not for sharing."""
+        alone = _try_lock(self._clients, fcntl.LOCK_EX)
+        others = not alone and _try_lock(self._clients, fcntl.LOCK_SH)
+        fcntl.flock(self._clients, fcntl.LOCK_UN)
+        return others
 
 
 def open_log(path: Path) -> IO[bytes]:
@@ -677,7 +669,7 @@ def attached(*kinds: str, state: Path | None = None, throwaway: bool = False) ->
         variables = application_secrets(state)
         for kind in kinds:
             attachment = Attachment(kind, state, throwaway=throwaway)
-            stack.callback(attachment.release_and_wait)
+            stack.callback(attachment.release)
             variables |= attachment.variables
         yield variables
 

@@ -236,7 +236,7 @@ def _answer(
 
 # --- Problems --------------------------------------------------------------------------------------------------------
 def _refusals(declared: Operation, method: str, route: str) -> set[type[problems.Problem]]:
-    refusals = {*OF_EVERY_OPERATION, *declared.refuses}
+    refusals: set[type[problems.Problem]] = {*OF_EVERY_OPERATION, *declared.refuses}
     if "<" in route:
         refusals.add(problems.NotFound)
     if declared.query is not None and "page_token" in declared.query.__struct_fields__:
@@ -270,7 +270,7 @@ def _meaning(kind: type[problems.Problem]) -> str:
 # --- Schemas ---------------------------------------------------------------------------------------------------------
 def _shared(kind: str, name: str, content: dict[str, Any], registry: ComponentRegistry) -> dict[str, Any]:
     """A reference to a component, which is registered when it is new."""
-    component = ResolvedComponent(name, kind, content, object=name)
+    component = ResolvedComponent(name, kind, content, object=name)  # type: ignore[no-untyped-call]
     registry.register_on_missing(component)
     return component.ref
 
@@ -313,7 +313,7 @@ def _only_get(request: HttpRequest) -> None:
 @lru_cache(maxsize=1)
 def rendered() -> bytes:
     """The document as JSON; it changes with the code alone."""
-    return msgspec.json.encode(SchemaGenerator().get_schema(public=True))
+    return msgspec.json.encode(SchemaGenerator().get_schema(public=True))  # type: ignore[no-untyped-call]
 
 
 def document(request: HttpRequest) -> HttpResponse:

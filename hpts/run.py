@@ -35,7 +35,7 @@ from hpts import embedded
 
 START_SECONDS = 60.0
 STOP_SECONDS = 6.0
-# The pause before a child is started again grows from the first to the second; a child that lived this long starts afresh.
+# The pause before a child is started again grows from the first to the second; after a steady life it is short again.
 PAUSE_SECONDS = (0.1, 10.0)
 STEADY_SECONDS = 30.0
 
@@ -92,7 +92,7 @@ def listen(host: str, port: int) -> list[socket.socket]:
                 continue  # This machine has no IPv6.
             if error.errno == errno.EADDRINUSE:
                 raise CannotRun(
-                    f"Port {port} is taken by another program. Choose another one: make run PORT={port + 1}"
+                    f"Port {port} is taken by another program. Choose another: make run PORT={port + 1}"
                 ) from None
             raise CannotRun(f"Cannot listen on {address}, port {port}: {error.strerror}.") from None
         sockets.append(listener)
@@ -105,8 +105,8 @@ def listen(host: str, port: int) -> list[socket.socket]:
 def given_database(state: Path, url: str) -> dict[str, str]:
     """The three database variables for a DATABASE_URL of the user.
 
-    A role that may create roles is used to make ours, once and for all runs; any other role is the application's own, and
-    then migrations need HPTS_OWNER_DATABASE_URL.
+    A role that may create roles is used to make ours, once and for all runs; any other role is the application's own,
+    and then migrations need HPTS_OWNER_DATABASE_URL.
     """
     try:
         with psycopg.connect(url, connect_timeout=5) as connection:
@@ -188,15 +188,14 @@ def _ending(process: subprocess.Popen[bytes]) -> str:
 
 def stop(children: list[Child]) -> None:
     """Ask all in order, wait for all together, kill what stays."""
-    running = [child for child in children if child.process is not None]
     deadline = time.monotonic() + STOP_SECONDS
-    for child in running:
-        assert child.process is not None
-        child.process.terminate()
-    for child in running:
-        assert child.process is not None
+    processes = [child.process for child in children if child.process is not None]
+    for process in processes:
+        process.terminate()
+    for process in processes:
         with contextlib.suppress(subprocess.TimeoutExpired):
-            child.process.wait(max(deadline - time.monotonic(), 0.0))
+            process.wait(max(deadline - time.monotonic(), 0.0))
+    for child in children:
         child.kill()
 
 
@@ -256,7 +255,7 @@ class Supervisor:
         for kind, name in (("postgres", "DATABASE_URL"), ("redis", "REDIS_URL")):
             if name not in given:
                 attachment = embedded.Attachment(kind, self.state)
-                stack.callback(attachment.release_and_wait)
+                stack.callback(attachment.release)
                 self.attachments.append(attachment)
         own = embedded.application_secrets(self.state)
         served = [attachment.variables for attachment in self.attachments]
@@ -291,9 +290,7 @@ class Supervisor:
         finally:
             embedded.stop(process, (signal.SIGTERM, 2.0))
         if process.returncode != 0:
-            raise CannotRun(
-                f"manage.py {arguments[0]} failed ({_ending(process)}); it says above why.\n{output}".strip()
-            )
+            raise CannotRun(f"manage.py {arguments[0]} failed ({_ending(process)}).\n{output}".strip())
         return output
 
     def _seed(self) -> dict[str, str]:

@@ -105,16 +105,11 @@ def programs(cursor: CursorWrapper, *, on: date, after: str | None, limit: int) 
     return [_program_object(row) for row in rows]
 
 
-# A loan owes nothing when no receivable has a settled balance; it was lent when it has a principal balance row at all.
+# Lent and owing nothing is paid off; receivables are never below zero, so that their sum tells.
 _LOAN = """
     SELECT * FROM (
         SELECT l.id, l.borrower_id, l.program_id, l.currency,
-               CASE WHEN EXISTS (SELECT FROM loan_balance b JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
-                                 WHERE b.tenant_id = l.tenant_id AND b.loan_id = l.id AND a.role = 'principal' AND b.layer = 'SETTLED')
-                     AND NOT EXISTS (SELECT FROM loan_balance b JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
-                                     WHERE b.tenant_id = l.tenant_id AND b.loan_id = l.id AND b.layer = 'SETTLED'
-                                       AND a.role IN ('principal', 'interest', 'fees') AND b.balance_minor <> 0)
-                    THEN 'paid_off' ELSE 'open' END AS state,
+               CASE WHEN owed.lent AND owed.minor = 0 THEN 'paid_off' ELSE 'open' END AS state,
                l.opened_on, coalesce(lt.annual_rate_bps, pt.annual_rate_bps) AS annual_rate_bps, p.day_count_convention,
                l.principal_limit_minor, l.created_at, l.version
         FROM loan l
@@ -127,6 +122,12 @@ _LOAN = """
             SELECT t.annual_rate_bps FROM loan_terms t
             WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at <= greatest(%(on)s, l.opened_on)
             ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) lt ON true
+        LEFT JOIN LATERAL (
+            SELECT bool_or(a.role = 'principal') AS lent, sum(b.balance_minor) AS minor
+            FROM loan_balance b
+            JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
+            WHERE b.tenant_id = l.tenant_id AND b.loan_id = l.id AND b.layer = 'SETTLED'
+              AND a.role IN ('principal', 'interest', 'fees')) owed ON true
         WHERE l.tenant_id = %(tenant)s {where}) shown
 """
 

@@ -1,9 +1,9 @@
 """Throw-away PostgreSQL and Redis for the suite, started before the settings are read (a conftest would be too late).
 
 The process that the user started makes the servers in a temporary directory and migrates the database `hpts` once, as
-hpts_owner. That database is the template: every test process (each xdist worker, or the one process without xdist) gets a
-copy of it, and a Redis database of its own. Variables that the user's shell has set for other servers are replaced. Nothing
-of this remains afterwards: the servers stop and remove their files as soon as no test process lives.
+hpts_owner. That database is the template: every test process (each xdist worker, or the one process without xdist) gets
+a copy of it, and a Redis database of its own. Variables that the user's shell has set for other servers are replaced.
+Nothing of this remains afterwards: the servers stop and remove their files as soon as no test process lives.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def pytest_unconfigure() -> None:
 
 def _release() -> None:
     while _held:
-        _held.pop().release_and_wait()
+        _held.pop().release()
 
 
 def _start_servers() -> None:
@@ -62,7 +62,7 @@ def _start_servers() -> None:
         _held.append(attachment)
         os.environ |= attachment.variables
     migrate = [sys.executable, "manage.py", "migrate", "--database", "owner", "--verbosity", "0"]
-    if subprocess.run(migrate, cwd=embedded.ROOT).returncode != 0:
+    if subprocess.run(migrate, check=False, cwd=embedded.ROOT).returncode != 0:
         raise pytest.UsageError("the migrations fail")
 
 
