@@ -8,3 +8,6 @@ from django.apps import AppConfig
 class HptsConfig(AppConfig):
     name = "hpts"
     verbose_name = "Who may call"
+
+    def ready(self) -> None:
+        from hpts import walls  # noqa: F401 (registers the check of the database's role)

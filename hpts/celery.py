@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 
 from celery import Celery
+from celery.signals import beat_init, worker_init
 from django.conf import settings
+
+from hpts import walls
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 
@@ -24,3 +27,5 @@ app.conf.update(
     beat_schedule=BEAT_SCHEDULE,
 )
 app.autodiscover_tasks()
+worker_init.connect(walls.watch_role)
+beat_init.connect(walls.watch_role)

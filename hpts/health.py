@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Literal
 
 import msgspec
@@ -13,8 +14,8 @@ from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse
 
 from hpts.openapi import operation
-from hpts.problems import MethodNotAllowed
 from hpts.rendering import answer
+from hpts.views import only_get
 
 
 class Liveness(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
@@ -28,15 +29,10 @@ class Readiness(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
     checks: dict[str, str]
 
 
-def _only_get(request: HttpRequest) -> None:
-    if request.method not in ("GET", "HEAD"):
-        raise MethodNotAllowed(["GET", "HEAD"])
-
-
 @operation("getLiveness", "health", returns="The process answers", answer=Liveness)
 def live(request: HttpRequest) -> HttpResponse:
     """Whether the process answers."""
-    _only_get(request)
+    only_get(request)
     return answer({"status": "ok", "version": settings.VERSION, "git_sha": settings.GIT_SHA})
 
 
@@ -49,7 +45,7 @@ def live(request: HttpRequest) -> HttpResponse:
 )
 def ready(request: HttpRequest) -> HttpResponse:
     """Whether the process can do its work."""
-    _only_get(request)
+    only_get(request)
     checks = {name: _outcome(check) for name, check in CHECKS.items()}
     healthy = all(outcome == "ok" for outcome in checks.values())
     return answer({"status": "ok" if healthy else "unavailable", "checks": checks}, 200 if healthy else 503)
@@ -73,7 +69,9 @@ def _broker() -> None:
         client.ping()
 
 
+@cache
 def _migrations() -> None:
+    """Asked until it passes once: a process does not outlive its migrations."""
     executor = MigrationExecutor(connections["default"])
     if executor.migration_plan(executor.loader.graph.leaf_nodes()):
         raise RuntimeError("Migrations are missing.")

@@ -10,6 +10,7 @@ from typing import Any
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
+from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
 
@@ -35,6 +36,9 @@ class RequestIdentity:
         if "\x00" in request.path_info or "%00" in request.META.get("QUERY_STRING", ""):
             problem: problems.Problem = problems.ValidationFailed("The URL holds a NUL character.")
             response = problems.response(problem, request.request_id)  # type: ignore[attr-defined]
+        elif not _known_host(request):
+            problem = problems.ValidationFailed("The Host header names no host of this server.")
+            response = problems.response(problem, request.request_id)  # type: ignore[attr-defined]
         else:
             response = self.get_response(request)
         response["X-Request-Id"] = request.request_id  # type: ignore[attr-defined]
@@ -45,6 +49,14 @@ class RequestIdentity:
         if request.path_info.startswith("/admin/"):
             return None
         return problems.response(problems.problem_of(exception), request.request_id)  # type: ignore[attr-defined]
+
+
+def _known_host(request: HttpRequest) -> bool:
+    try:
+        request.get_host()
+    except DisallowedHost:
+        return False
+    return True
 
 
 def correlation_id(traceparent: str | None) -> str:

@@ -29,6 +29,7 @@ from drf_spectacular.plumbing import ComponentRegistry, ResolvedComponent
 from hpts import fields, problems
 from hpts.oauth import ADMIN
 from hpts.rendering import answer as json_answer
+from hpts.views import only_get
 
 GIVEN = Path(__file__).with_suffix(".yaml")
 # The docs page brings all that it needs; a browser holds it to that.
@@ -211,10 +212,9 @@ def _answers(declared: Operation, method: str, registry: ComponentRegistry) -> d
     schema = _schema(declared.answer, registry)
     headers = ["X-Request-Id", "ETag"] if declared.etag else ["X-Request-Id"]
     if method == "POST":
+        replay = "A repeated request: the first answer, byte for byte."
         answers = {
-            "200": _answer(
-                "A repeated request: the first answer, byte for byte.", schema, ["X-Request-Id", "Idempotency-Replayed"]
-            ),
+            "200": _answer(replay, schema, [*headers, "Idempotency-Replayed"]),
             "201": _answer(declared.returns, schema, headers),
         }
     else:
@@ -305,11 +305,6 @@ def _shapes(shape: type[msgspec.Struct], registry: ComponentRegistry) -> tuple[d
 
 
 # --- Pages -----------------------------------------------------------------------------------------------------------
-def _only_get(request: HttpRequest) -> None:
-    if request.method not in ("GET", "HEAD"):
-        raise problems.MethodNotAllowed(["GET", "HEAD"])
-
-
 @lru_cache(maxsize=1)
 def rendered() -> bytes:
     """The document as JSON; it changes with the code alone."""
@@ -318,13 +313,13 @@ def rendered() -> bytes:
 
 def document(request: HttpRequest) -> HttpResponse:
     """GET /v1/openapi.json."""
-    _only_get(request)
+    only_get(request)
     return json_answer(rendered())
 
 
 def docs(request: HttpRequest) -> HttpResponse:
     """GET /v1/docs: the document to read and to try, without a byte from elsewhere."""
-    _only_get(request)
+    only_get(request)
     response = render(request, "docs.html", {"own_issuer": not settings.JWKS_URL})
     response["Content-Security-Policy"] = DOCS_POLICY
     return response

@@ -11,7 +11,7 @@ from rest_framework.renderers import BaseRenderer
 
 from hpts.problems import NotAcceptable
 
-JSON_TYPES = {"*/*", "application/*", "application/json"}
+JSON_TYPES = {"*/*", "application/*", "application/json", "application/problem+json"}
 
 
 def answer(body: Any, status: int = 200) -> HttpResponse:

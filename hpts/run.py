@@ -28,8 +28,7 @@ from typing import Any
 
 import psycopg
 from rich.console import Console
-from rich.panel import Panel
-from rich.table import Table
+from rich.markup import escape
 
 from hpts import embedded
 
@@ -222,6 +221,8 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(listener) for listener in listen(self.host, self.port)]
             self.demo_path.unlink(missing_ok=True)
+            # The web server warns when this is absent; development serves static files from where they lie.
+            (embedded.ROOT / "var" / "static").mkdir(parents=True, exist_ok=True)
             with console.status("Starting PostgreSQL and Redis"):
                 self._find_servers(stack)
             with embedded.locked(self.state / "prepare.lock"):
@@ -342,23 +343,24 @@ class Supervisor:
             child.watch(self.variables)
 
     def _announce(self, demo: dict[str, str]) -> None:
-        table = Table.grid(padding=(0, 2))
-        table.add_column(style="dim")
-        table.add_column(style="bold", overflow="fold")
-        for label, value in (
-            ("API", demo["base_url"]),
-            ("Docs", f"{self.origin}/v1/docs"),
-            ("Admin", demo["admin_url"]),
-            ("  login", f"{demo['admin_username']} / {demo['admin_password']}"),
-            ("Token", demo["token_url"]),
-            ("  client id", demo["client_id"]),
-            ("  client secret", demo["client_secret"]),
-            ("Tenant", demo["tenant_id"]),
-            ("Program", demo["program_id"]),
-        ):
-            table.add_row(label, value)
-        console.print(Panel(table, title="HPTS is ready", title_align="left", border_style="green", expand=False))
-        console.print(f"The same as JSON: {self.demo_path}\nLogs: {self.state / 'log'}\nCtrl-C stops everything.")
+        lines = {
+            "API": demo["base_url"],
+            "Docs": f"{self.origin}/v1/docs",
+            "Admin": demo["admin_url"],
+            "  login": f"{demo['admin_username']} / {demo['admin_password']}",
+            "Token": demo["token_url"],
+            "  client id": demo["client_id"],
+            "  client secret": demo["client_secret"],
+            "Tenant": demo["tenant_id"],
+            "Program": demo["program_id"],
+        }
+        console.rule("[bold green]HPTS is ready", align="left", style="green")
+        for label, value in lines.items():
+            # Never wrapped, because people copy these.
+            console.print(f"[dim]{label:<17}[/][bold]{escape(value)}[/]", soft_wrap=True)
+        console.rule(style="green")
+        console.print(f"The same as JSON: {self.demo_path}\nLogs: {self.state / 'log'}", soft_wrap=True)
+        console.print("Ctrl-C stops everything.")
 
 
 def _status(request: urllib.request.Request) -> int:

@@ -26,6 +26,12 @@ from hpts.problems import (
 S = TypeVar("S", bound=Struct)
 
 
+def only_get(request: HttpRequest) -> None:
+    """For the plain views beside the API: anything but GET and HEAD is refused."""
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed(["GET", "HEAD"])
+
+
 def correlation_of(request: Request) -> str:
     """The request's correlation id, given by hpts/middleware.py."""
     return request._request.correlation_id  # type: ignore[attr-defined, no-any-return]

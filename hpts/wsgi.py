@@ -6,6 +6,9 @@ import os
 
 from django.core.wsgi import get_wsgi_application
 
+from hpts import walls
+
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 
 application = get_wsgi_application()
+walls.watch_role()

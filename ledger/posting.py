@@ -32,6 +32,7 @@ from ledger.errors import (
     BorrowerMismatch,
     CurrencyMismatch,
     EffectiveDateRefused,
+    FieldProblem,
     LoanNotFound,
     UnbalancedEntry,
 )
@@ -44,6 +45,9 @@ from ledger.state import EntryState, LoanState, State
 OPEN = "SELECT locked, fingerprint, response, state FROM open_posting(%s::uuid, %s, %s::uuid[], %s::uuid, %s::date, %s::date)"
 RECORD = "SELECT record_posting(%s, %s, %s::bytea, %s)"
 ATTEMPTS = 4
+# A batch of thousands of loans may take longer than a payment is allowed to.
+LARGE_LINES = 2_000
+LARGE_TIMEOUT = "SET LOCAL statement_timeout = '60s'"
 # Serialization failure, deadlock, lock timeout: the transaction did nothing and may be run again.
 RETRIED = {"40001", "40P01", "55P03"}
 
@@ -163,6 +167,8 @@ class Posting:
 
     def record(self, key: str | None = None, fingerprint: bytes | None = None, response: str | None = None) -> None:
         """Write everything staged, and the key's row; the second round trip."""
+        if sum(len(extra["versions"]) for _, extra in self._staged) > LARGE_LINES:
+            self.cursor.execute(LARGE_TIMEOUT)
         if self._staged or key is not None:
             self.cursor.execute(RECORD, (msgspec.json.encode(self._staged).decode(), key, fingerprint, response))
 
@@ -205,16 +211,20 @@ class Posting:
                 raise UnbalancedEntry(f"Debits and credits differ by {abs(total)} in {currency} on {layer}.")
         if any(total > 2 * MAX_MINOR for total in gross.values()):
             raise AmountOutOfRange("The entry's total is above 9223372036854775807.")
+        exceeded = []
         for (loan_id, code, layer), change in taken.items():
             account = self.state.chart[code]
             loan = self.state.loans[loan_id]
             if abs(loan.balance(account, layer) + change) > MAX_MINOR:
                 raise AmountOutOfRange(f"Account {code} of loan {loan_id} would leave the range of a 64-bit integer.")
             if account.role in FLOORED and change < 0 and -change > loan.available(account, event.effective_at, layer):
-                raise AmountExceedsBalance(
+                message = (
                     f"Account {code} of loan {loan_id} has {loan.available(account, event.effective_at, layer)} "
                     f"available from {event.effective_at} on; {-change} would be taken."
                 )
+                exceeded.append(FieldProblem(f"loans.{loan_id}", AmountExceedsBalance.code, message))
+        if exceeded:
+            raise AmountExceedsBalance(exceeded[0].message, exceeded)
 
     def _stage(self, entry: Posted, event: Event) -> None:
         loans = sorted({line.loan_id for line in entry.lines if line.loan_id is not None})
@@ -244,7 +254,9 @@ class Posting:
             )
             for sequence, line in enumerate(entry.lines, 1)
         ]
-        extra: dict[str, Any] = {"versions": {loan_id: self.state.loans[loan_id].version for loan_id in loans}}
+        extra: dict[str, Any] = {
+            "versions": [line.loan_id and self.state.loans[line.loan_id].version for line in entry.lines]
+        }
         if len(loans) == 1:
             extra["loan_id"] = loans[0]
         if event.facts:

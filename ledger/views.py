@@ -82,6 +82,7 @@ class LedgerViewSet(APIViewSet):
     ) -> HttpResponse:
         """Read the body, run `work` once for its key, and answer 201, or 200 with the first answer on a replay."""
         raw = self.document(request)
+        self.query(request, shapes.NoQuery)
         key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
         body = fields.parse(raw, shape)
         call = Call(self.origin(request), key, fingerprint(self.route(request), self.kwargs, raw))
@@ -89,9 +90,16 @@ class LedgerViewSet(APIViewSet):
         response = answer(done.body, 200 if done.replayed else 201)
         if done.replayed:
             response["Idempotency-Replayed"] = "true"
-        if about_loan is not None and done.posting is not None:
-            response["ETag"] = etag(done.posting.state.loans[about_loan(body)].version)
+        if about_loan is not None:
+            response["ETag"] = etag(self._version(request, done.posting, about_loan(body)))
         return response
+
+    def _version(self, request: Request, posting: Posting | None, loan_id: str) -> int:
+        """The loan's version after the write; on a replay, which reads no loan, the one that it has now."""
+        if posting is not None and loan_id in posting.state.loans:
+            return posting.state.loans[loan_id].version
+        with self.read(request) as cursor:
+            return queries.loan_version(cursor, loan_id=loan_id) or 0
 
     def origin(self, request: Request) -> Origin:
         principal = caller(request)
@@ -534,7 +542,8 @@ class Loans(LedgerViewSet):
             )
 
         response = self.write(request, shapes.NewLoan, lambda body: Touches(), work)
-        response["ETag"] = etag(0)
+        # A new loan's id may be the server's, so it is read off the answer.
+        response["ETag"] = etag(self._version(request, None, msgspec.json.decode(response.content)["loan_id"]))
         return response
 
     @operation("listLoans", "loans", query=shapes.LoansQuery, answer=shapes.LoanPage, returns="Page of loans")

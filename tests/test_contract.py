@@ -33,6 +33,29 @@ WEBHOOK = yaml.safe_load((HERE / "contract" / "seed_webhook.yaml").read_text(enc
 JOURNAL = "/loans/{loan_id}/journal-entries"
 PROBLEM = {"$ref": "#/components/schemas/Problem"}
 UUID = "11111111-1111-1111-1111-111111111111"
+# Said here again on purpose: a scope that changes in a view must be changed by someone who means it.
+SCOPES = {
+    "createPayment": "hpts:payments:write",
+    "createDisbursement": "hpts:disbursements:write",
+    "settleDisbursement": "hpts:disbursements:write",
+    "createAccrualBatch": "hpts:accruals:write",
+    "createReversal": "hpts:reversals:write",
+    "createJournalEntry": "hpts:admin:adjustments",
+    "createProgram": "hpts:admin:loans",
+    "createLoan": "hpts:admin:loans",
+    "listPrograms": "hpts:loans:read",
+    "getProgram": "hpts:loans:read",
+    "listLoans": "hpts:loans:read",
+    "getLoan": "hpts:loans:read",
+    "listLoanJournalEntries": "hpts:ledger:read",
+    "getJournalEntry": "hpts:ledger:read",
+    "getLoanBalance": "hpts:balances:read",
+    "getAccountBalance": "hpts:balances:read",
+    "getTrialBalance": "hpts:balances:read",
+    "listAccounts": "hpts:balances:read",
+    "getLiveness": None,
+    "getReadiness": None,
+}
 
 Json = dict[str, Any]
 
@@ -186,6 +209,11 @@ def test_every_operation_asks_for_the_scope_that_its_view_checks(doc: Json) -> N
         assert ("x-scope" in operation) == bool(scope and scope.startswith("hpts:admin:")), (method, path)
         if "x-scope" in operation:
             assert f"`{scope}`" in operation["description"], (method, path)
+
+
+def test_every_operation_has_the_scope_that_was_agreed(doc: Json) -> None:
+    scopes = {doc["paths"][path][method]["operationId"]: scope for path, method, scope in routes()}
+    assert scopes == SCOPES
 
 
 def test_every_scope_of_an_operation_is_in_the_security_scheme(doc: Json) -> None:

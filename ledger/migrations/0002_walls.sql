@@ -90,15 +90,14 @@ ALTER TABLE public.loan_balance ENABLE ALWAYS TRIGGER loan_balance_identity;
 -- they are all the lines of a header of this very transaction, a header is refused without lines. So no later statement
 -- and no later transaction can add a line, and no per-row or deferred check is needed (docs/adr/0004).
 -- Comparisons with the header are IS DISTINCT FROM: a header hidden by row security is NULL here and must refuse.
+-- Look-ups are one by one, by full key: a join here could be planned on the statistics of an empty table and stay so.
 CREATE FUNCTION public.journal_line_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    bad record;
+    found_lines record;
+    header record;
+    account record;
 BEGIN
-    SELECT l.*, e.created_xid IS DISTINCT FROM pg_current_xact_id() OR e.line_count IS DISTINCT FROM l.lines
-                OR l.first <> 1 OR l.last <> l.lines
-                OR e.effective_at IS DISTINCT FROM l.earliest OR e.effective_at IS DISTINCT FROM l.latest AS unsealed
-    INTO bad
-    FROM (
+    FOR found_lines IN
         SELECT tenant_id, entry_id, sum(lines) AS lines, min(first) AS first, max(last) AS last,
                min(earliest) AS earliest, max(latest) AS latest,
                string_agg(currency || ' on ' || layer, ', ') FILTER (WHERE net <> 0) AS unbalanced
@@ -107,44 +106,55 @@ BEGIN
                    min(effective_at) AS earliest, max(effective_at) AS latest,
                    sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END) AS net
             FROM new_line GROUP BY tenant_id, entry_id, currency, layer) cell
-        GROUP BY tenant_id, entry_id) l
-    LEFT JOIN public.journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
-    WHERE e.created_xid IS DISTINCT FROM pg_current_xact_id() OR e.line_count IS DISTINCT FROM l.lines
-       OR l.first <> 1 OR l.last <> l.lines
-       OR e.effective_at IS DISTINCT FROM l.earliest OR e.effective_at IS DISTINCT FROM l.latest
-       OR l.unbalanced IS NOT NULL
-    LIMIT 1;
-    IF FOUND AND bad.unsealed THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_line_sealed',
-            MESSAGE = format('entry %s takes its lines once, whole, numbered from 1, in the transaction that makes it',
-                             bad.entry_id);
-    ELSIF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP003', CONSTRAINT = 'journal_line_balanced',
-            MESSAGE = format('entry %s does not balance in %s', bad.entry_id, bad.unbalanced);
-    END IF;
+        GROUP BY tenant_id, entry_id
+    LOOP
+        SELECT e.created_xid, e.line_count, e.effective_at INTO header
+        FROM public.journal_entry e WHERE e.tenant_id = found_lines.tenant_id AND e.id = found_lines.entry_id;
+        IF header.created_xid IS DISTINCT FROM pg_current_xact_id()
+           OR header.line_count IS DISTINCT FROM found_lines.lines
+           OR found_lines.first <> 1 OR found_lines.last <> found_lines.lines
+           OR header.effective_at IS DISTINCT FROM found_lines.earliest
+           OR header.effective_at IS DISTINCT FROM found_lines.latest
+        THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_line_sealed',
+                MESSAGE = format('entry %s takes its lines once, whole, numbered from 1, in the transaction that makes it',
+                                 found_lines.entry_id);
+        ELSIF found_lines.unbalanced IS NOT NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP003', CONSTRAINT = 'journal_line_balanced',
+                MESSAGE = format('entry %s does not balance in %s', found_lines.entry_id, found_lines.unbalanced);
+        END IF;
+    END LOOP;
 
     -- Accounts and loans are never deleted and keep their identity, so looking once is as good as a foreign key, and takes
     -- no lock on the account rows that every posting of a tenant shares.
-    SELECT l.entry_id, l.sequence, l.account_code, a.code IS NULL AS unknown, a.closed_at IS NOT NULL AS closed,
-           a.per_loan AND l.loan_id IS NULL AS nameless
-    INTO bad
-    FROM new_line l
-    LEFT JOIN public.gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
-    LEFT JOIN public.loan o ON o.tenant_id = l.tenant_id AND o.id = l.loan_id
-    WHERE a.code IS NULL OR a.closed_at IS NOT NULL OR (a.per_loan AND l.loan_id IS NULL)
-       OR (l.loan_id IS NOT NULL
-           AND (o.borrower_id IS DISTINCT FROM l.borrower_id OR o.currency IS DISTINCT FROM l.currency))
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP004',
-            CONSTRAINT = CASE WHEN bad.unknown THEN 'journal_line_account'
-                              WHEN bad.closed THEN 'journal_line_account_open'
-                              WHEN bad.nameless THEN 'journal_line_account_needs_loan'
-                              ELSE 'journal_line_loan_identity' END,
-            MESSAGE = format('line %s of entry %s: account %s must be known, open, and name its loan when it is kept per '
-                             'loan; loan, borrower and currency must belong together',
-                             bad.sequence, bad.entry_id, bad.account_code);
-    END IF;
+    FOR found_lines IN
+        SELECT tenant_id, account_code, bool_or(loan_id IS NULL) AS nameless FROM new_line GROUP BY tenant_id, account_code
+    LOOP
+        SELECT a.code, a.closed_at, a.per_loan INTO account
+        FROM public.gl_account a WHERE a.tenant_id = found_lines.tenant_id AND a.code = found_lines.account_code;
+        IF account.code IS NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP004', CONSTRAINT = 'journal_line_account',
+                MESSAGE = format('there is no account %s', found_lines.account_code);
+        ELSIF account.closed_at IS NOT NULL THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP004', CONSTRAINT = 'journal_line_account_open',
+                MESSAGE = format('account %s is closed', found_lines.account_code);
+        ELSIF account.per_loan AND found_lines.nameless THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP004', CONSTRAINT = 'journal_line_account_needs_loan',
+                MESSAGE = format('account %s is kept per loan: its lines name one', found_lines.account_code);
+        END IF;
+    END LOOP;
+    FOR found_lines IN
+        SELECT DISTINCT tenant_id, loan_id, borrower_id, currency FROM new_line WHERE loan_id IS NOT NULL
+    LOOP
+        PERFORM FROM public.loan o
+        WHERE o.tenant_id = found_lines.tenant_id AND o.id = found_lines.loan_id
+          AND o.borrower_id = found_lines.borrower_id AND o.currency = found_lines.currency;
+        IF NOT FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP005', CONSTRAINT = 'journal_line_loan_identity',
+                MESSAGE = format('loan %s, borrower %s and currency %s do not belong together',
+                                 found_lines.loan_id, found_lines.borrower_id, found_lines.currency);
+        END IF;
+    END LOOP;
     RETURN NULL;
 END $$;
 
@@ -180,21 +190,19 @@ ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_wall;
 -- A date accrues again only after the entry that accrued it was reversed.
 CREATE FUNCTION public.loan_accrual_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    bad record;
+    again record;
 BEGIN
-    SELECT n.loan_id, n.accrual_date INTO bad
-    FROM new_accrual n
-    WHERE n.revision < 0
-       OR (n.revision > 0 AND NOT EXISTS (
-            SELECT FROM public.loan_accrual p
-            JOIN public.journal_entry r ON r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id
-            WHERE p.tenant_id = n.tenant_id AND p.loan_id = n.loan_id AND p.accrual_date = n.accrual_date
-              AND p.revision = n.revision - 1))
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
-            MESSAGE = format('loan %s has accrued for %s', bad.loan_id, bad.accrual_date);
-    END IF;
+    FOR again IN SELECT tenant_id, loan_id, accrual_date, revision FROM new_accrual WHERE revision <> 0 LOOP
+        PERFORM FROM public.loan_accrual p
+        WHERE p.tenant_id = again.tenant_id AND p.loan_id = again.loan_id AND p.accrual_date = again.accrual_date
+          AND p.revision = again.revision - 1
+          AND EXISTS (SELECT FROM public.journal_entry r
+                      WHERE r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id);
+        IF NOT FOUND THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
+                MESSAGE = format('loan %s has accrued for %s', again.loan_id, again.accrual_date);
+        END IF;
+    END LOOP;
     RETURN NULL;
 END $$;
 

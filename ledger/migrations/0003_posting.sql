@@ -15,8 +15,7 @@ CREATE FUNCTION public.open_posting(
     p_tenant uuid, p_key text, p_loans uuid[], p_entry uuid, p_since date, p_accrual date,
     OUT locked boolean, OUT fingerprint bytea, OUT response text, OUT state text
 ) LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_loans uuid[] := p_loans;
     v_today date;
@@ -102,15 +101,14 @@ END $$;
 -- statement, as the walls demand.
 --   p_entries  a JSON list, in the order of posting, of pairs: the entry's canonical document (a string), and what the document
 --              does not hold: {loan_id, settles_entry_id, source_method, external_ref, facts,
---              versions: {loan: version after the entry}, accruals: [{loan_id, revision, interest_minor}]}
+--              versions: [per line, its loan's version after the entry or null], accruals: [{loan_id, revision, interest_minor}]}
 --   p_key, p_fingerprint, p_response  the key row, when there is a key
--- Plans are made once and go by index whatever the tables' sizes were on the day: a chunk of 16,000 loans and a single
--- payment run through the same statements.
+-- Rows are looked up one by one, by full key: a join with the books could be planned on the statistics of an empty table and
+-- stay so for as long as the session lives. Plans are made once per session, not once per posting.
 CREATE FUNCTION public.record_posting(
     p_entries text, p_key text, p_fingerprint bytea, p_response text
 ) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
-SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan
-SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
     v_document text;
@@ -120,8 +118,7 @@ DECLARE
     v_id uuid;
     v_effective_at date;
     v_posted_at timestamptz;
-    v_loans bigint;
-    v_moved bigint;
+    v_row record;
 BEGIN
     FOR v_document, v_extra IN SELECT e->>0, e->1 FROM jsonb_array_elements(p_entries::jsonb) AS e LOOP
         v_entry := v_document::jsonb;
@@ -144,13 +141,17 @@ BEGIN
             tenant_id, entry_id, sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id,
             loan_version, effective_at, external_ref)
         SELECT v_tenant, v_id, l.sequence, l.account_code, l.direction, l.amount_minor, l.currency, l.layer, l.loan_id,
-               l.borrower_id, (v_extra->'versions'->>l.loan_id::text)::bigint, v_effective_at, l.external_ref
-        FROM jsonb_to_recordset(v_lines) AS l (
-            sequence smallint, account_code text, direction text, amount_minor bigint, currency text, layer text,
-            loan_id uuid, borrower_id uuid, external_ref text);
+               l.borrower_id, l.loan_version::bigint, v_effective_at, l.external_ref
+        FROM ROWS FROM (
+            jsonb_to_recordset(v_lines) AS (
+                sequence smallint, account_code text, direction text, amount_minor bigint, currency text, layer text,
+                loan_id uuid, borrower_id uuid, external_ref text),
+            jsonb_array_elements_text(v_extra->'versions')
+        ) AS l (sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id, external_ref,
+                loan_version);
 
         -- Not ON CONFLICT: it would hold the movement itself against the wall that keeps balances above zero.
-        WITH movement AS MATERIALIZED (
+        FOR v_row IN
             SELECT l.loan_id, l.account_code, l.layer, l.currency,
                    sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END)::bigint AS minor,
                    coalesce(a.role IN ('principal', 'interest', 'fees', 'suspense'), false) AS floored
@@ -158,31 +159,34 @@ BEGIN
                 account_code text, direction text, amount_minor bigint, currency text, layer text, loan_id uuid)
             JOIN public.gl_account a ON a.tenant_id = v_tenant AND a.code = l.account_code AND a.per_loan
             GROUP BY l.loan_id, l.account_code, l.layer, l.currency, a.role
-        ), moved AS (
-            UPDATE public.loan_balance b SET balance_minor = b.balance_minor + m.minor
-            FROM movement m
-            WHERE b.tenant_id = v_tenant AND b.loan_id = m.loan_id
-              AND b.account_code = m.account_code AND b.layer = m.layer
-        )
-        INSERT INTO public.loan_balance (tenant_id, loan_id, account_code, layer, currency, balance_minor, floored)
-        SELECT v_tenant, m.loan_id, m.account_code, m.layer, m.currency, m.minor, m.floored
-        FROM movement m
-        WHERE NOT EXISTS (SELECT FROM public.loan_balance b
-                          WHERE b.tenant_id = v_tenant AND b.loan_id = m.loan_id
-                            AND b.account_code = m.account_code AND b.layer = m.layer);
+        LOOP
+            UPDATE public.loan_balance SET balance_minor = balance_minor + v_row.minor
+            WHERE tenant_id = v_tenant AND loan_id = v_row.loan_id
+              AND account_code = v_row.account_code AND layer = v_row.layer;
+            IF NOT FOUND THEN
+                INSERT INTO public.loan_balance (tenant_id, loan_id, account_code, layer, currency, balance_minor, floored)
+                VALUES (v_tenant, v_row.loan_id, v_row.account_code, v_row.layer, v_row.currency, v_row.minor,
+                        v_row.floored);
+            END IF;
+        END LOOP;
 
         -- The version that the state was read at is the one that moves: a writer that did not hold the lock fails here.
-        UPDATE public.loan o
-        SET version = v.version::bigint, last_effective_at = greatest(o.last_effective_at, v_effective_at),
-            last_posted_at = v_posted_at
-        FROM jsonb_each_text(v_extra->'versions') AS v (loan_id, version)
-        WHERE o.tenant_id = v_tenant AND o.id = v.loan_id::uuid AND o.version = v.version::bigint - 1;
-        GET DIAGNOSTICS v_moved = ROW_COUNT;
-        SELECT count(*) INTO v_loans FROM jsonb_object_keys(v_extra->'versions');
-        IF v_moved <> v_loans THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP007', CONSTRAINT = 'loan_version_moved',
-                MESSAGE = 'a loan moved after its state was read: the posting did not hold its lock';
-        END IF;
+        FOR v_row IN
+            SELECT DISTINCT l.loan_id, l.version::bigint AS version
+            FROM ROWS FROM (
+                jsonb_to_recordset(v_lines) AS (loan_id uuid), jsonb_array_elements_text(v_extra->'versions')
+            ) AS l (loan_id, version)
+            WHERE l.loan_id IS NOT NULL
+        LOOP
+            UPDATE public.loan
+            SET version = v_row.version, last_effective_at = greatest(last_effective_at, v_effective_at),
+                last_posted_at = v_posted_at
+            WHERE tenant_id = v_tenant AND id = v_row.loan_id AND version = v_row.version - 1;
+            IF NOT FOUND THEN
+                RAISE EXCEPTION USING ERRCODE = 'HP007', CONSTRAINT = 'loan_version_moved',
+                    MESSAGE = 'a loan moved after its state was read: the posting did not hold its lock';
+            END IF;
+        END LOOP;
 
         IF v_extra ? 'accruals' THEN
             INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor)

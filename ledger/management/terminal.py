@@ -1,0 +1,42 @@
+"""What the commands share at the terminal: how a tenant is named, tables, progress bars. No command's own work is here."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
+
+from django.core.management.base import CommandError
+from rich.console import Console, RenderableType
+from rich.progress import track
+
+from hpts import fields
+from ledger.queries import tenant_is_active
+
+T = TypeVar("T")
+
+
+def known_tenant(text: str) -> str:
+    """The id that a person typed, in its canonical form. CommandError when it is no id or no tenant has it."""
+    try:
+        tenant_id = str(fields.Uuid.parse(text))
+    except fields.FieldError as error:
+        raise CommandError(f"--tenant {text}: {error.message}") from None
+    if not tenant_is_active(tenant_id):
+        raise CommandError(f"There is no tenant {tenant_id}.")
+    return tenant_id
+
+
+def bar(items: Sequence[T], title: str, *, shown: bool = True) -> Iterable[T]:
+    """The items, with a progress bar on the terminal while they are worked on. It never touches the standard output."""
+    return track(
+        items, title, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty()), transient=True
+    )
+
+
+def drawn(*parts: RenderableType) -> str:
+    """Tables and text as the terminal shows them; without colours where the output is a file or a pipe."""
+    console = Console(highlight=False)
+    with console.capture() as capture:
+        console.print(*parts, sep="\n")
+    return capture.get().rstrip("\n")

@@ -1,0 +1,509 @@
+"""The promises of the books, each proven by one reading of one tenant's rows: a flat list of checks.
+
+A check takes the cursor of a `tenant_transaction()` and answers the first rows that break its promise; none means kept. Each is a
+single statement and so looks at a single moment: postings may go on while it runs. Nothing here writes, and nothing here
+trusts what the write path computed: documents are rebuilt by PostgreSQL, balances are summed again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from django.db import connections
+from django.db.backends.utils import CursorWrapper
+
+from hpts.models import ApiClient
+from hpts.tenancy import current_tenant
+
+# How many rows a check names at most. The first one is what somebody will look at.
+NAMED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Breach:
+    """A row that breaks a promise: its table, its key inside the tenant, and what is wrong, with figures."""
+
+    table: str
+    row: dict[str, object]
+    problem: str
+
+    def __str__(self) -> str:
+        key = ", ".join(f"{name} {value}" for name, value in self.row.items())
+        return f"{self.table} {key}: {self.problem}"
+
+
+Check = Callable[[CursorWrapper], list[Breach]]
+
+
+def tenants() -> list[str]:
+    """Every tenant, oldest first, then those that only a client names, because their own row is gone."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT tenant_ids()::text")
+        listed = [tenant_id for (tenant_id,) in cursor.fetchall()]
+    named = ApiClient.objects.order_by("tenant_id").values_list("tenant_id", flat=True).distinct()
+    return listed + sorted({str(tenant_id) for tenant_id in named} - set(listed))
+
+
+def _breaches(cursor: CursorWrapper, sql: str) -> list[Breach]:
+    """The first rows of a statement that answers (table, key as JSON, problem)."""
+    cursor.execute(
+        f"SELECT bad.tbl, bad.key::text, bad.problem FROM ({sql}) AS bad (tbl, key, problem) ORDER BY 1, 2 LIMIT {NAMED}",
+        {"tenant": current_tenant()},
+    )
+    return [Breach(table, json.loads(key), problem) for table, key, problem in cursor.fetchall()]
+
+
+# --- The journal -----------------------------------------------------------------------------------------------------
+
+
+def entries_are_whole(cursor: CursorWrapper) -> list[Breach]:
+    """I1. Every entry has at least two lines, numbered from 1 without a gap, as many as it says."""
+    return _breaches(
+        cursor,
+        """SELECT 'journal_entry', json_build_object('journal_entry_id', e.id),
+                  'says ' || e.line_count || ' lines, has ' || coalesce(l.lines, 0)
+                  || coalesce(', numbered ' || l.first || ' to ' || l.last, '')
+           FROM journal_entry e
+           LEFT JOIN (SELECT entry_id, count(*) AS lines, min(sequence) AS first, max(sequence) AS last
+                      FROM journal_line WHERE tenant_id = %(tenant)s GROUP BY entry_id) l ON l.entry_id = e.id
+           WHERE e.tenant_id = %(tenant)s
+             AND (l.lines IS NULL OR l.lines < 2 OR l.lines <> e.line_count OR l.first <> 1 OR l.last <> l.lines)""",
+    )
+
+
+def entries_balance(cursor: CursorWrapper) -> list[Breach]:
+    """I2. Debits equal credits in every entry, currency and layer."""
+    return _breaches(
+        cursor,
+        """SELECT 'journal_entry', json_build_object('journal_entry_id', entry_id),
+                  'debits minus credits are ' || sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END)
+                  || ' ' || currency || ' on ' || layer
+           FROM journal_line WHERE tenant_id = %(tenant)s
+           GROUP BY entry_id, currency, layer
+           HAVING sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END) <> 0""",
+    )
+
+
+def trial_balance_is_zero(cursor: CursorWrapper) -> list[Breach]:
+    """I3. Over the accounts of the chart, debits equal credits in every currency and layer."""
+    return _breaches(
+        cursor,
+        """SELECT 'journal_line', json_build_object('currency', s.currency, 'layer', s.layer),
+                  'the trial balance is off by ' || sum(s.net)
+           FROM (SELECT account_code, currency, layer,
+                        sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END) AS net
+                 FROM journal_line WHERE tenant_id = %(tenant)s GROUP BY account_code, currency, layer) s
+           JOIN gl_account a ON a.tenant_id = %(tenant)s AND a.code = s.account_code
+           GROUP BY s.currency, s.layer
+           HAVING sum(s.net) <> 0""",
+    )
+
+
+def documents_match_rows(cursor: CursorWrapper) -> list[Breach]:
+    """Every entry's document is, byte for byte, what its row and its lines say. Only actor and description stand in it alone."""
+    return _breaches(
+        cursor,
+        """WITH line AS (
+               SELECT entry_id, string_agg(
+                   '{"account_code":' || to_json(account_code) || ',"amount_minor":"' || amount_minor || '"'
+                   || coalesce(',"borrower_id":"' || borrower_id || '"', '') || ',"currency":' || to_json(currency)
+                   || ',"direction":' || to_json(direction) || coalesce(',"external_ref":' || to_json(external_ref), '')
+                   || ',"layer":' || to_json(layer) || coalesce(',"loan_id":"' || loan_id || '"', '')
+                   || ',"sequence":' || sequence || '}', ',' ORDER BY sequence) AS lines
+               FROM journal_line WHERE tenant_id = %(tenant)s GROUP BY entry_id
+           ), said AS (
+               SELECT *, CASE WHEN document IS JSON OBJECT THEN document::json -> 'actor' END AS actor,
+                      CASE WHEN document IS JSON OBJECT THEN document::json -> 'description' END AS description
+               FROM journal_entry WHERE tenant_id = %(tenant)s
+           )
+           SELECT 'journal_entry', json_build_object('journal_entry_id', e.id),
+                  CASE WHEN e.actor IS NULL THEN 'the document is not an entry in JSON'
+                       ELSE 'the document differs from the rows' END
+           FROM said e
+           LEFT JOIN line l ON l.entry_id = e.id
+           WHERE e.document IS DISTINCT FROM
+                 '{"actor":' || e.actor || ',"correlation_id":"' || e.correlation_id || '"'
+                 || coalesce(',"description":' || e.description, '')
+                 || ',"effective_at":"' || to_char(e.effective_at, 'YYYY-MM-DD') || '","event_type":' || to_json(e.event_type)
+                 || ',"journal_entry_id":"' || e.id || '","lines":[' || coalesce(l.lines, '') || '],"posted_at":"'
+                 || to_char(e.posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '"'
+                 || coalesce(',"reverses_entry_id":"' || e.reverses_entry_id || '"', '')
+                 || ',"tenant_id":"' || e.tenant_id || '","v":1}'""",
+    )
+
+
+def hashes_match_documents(cursor: CursorWrapper) -> list[Breach]:
+    """Every entry's content_hash is the SHA-256 of its document."""
+    return _breaches(
+        cursor,
+        """SELECT 'journal_entry', json_build_object('journal_entry_id', id), 'content_hash is not the document''s SHA-256'
+           FROM journal_entry
+           WHERE tenant_id = %(tenant)s AND content_hash IS DISTINCT FROM sha256(convert_to(document, 'UTF8'))""",
+    )
+
+
+# --- Balances --------------------------------------------------------------------------------------------------------
+
+# Where loan_balance differs from the lines; `minor` is the sum of the lines, `recorded` the row's, NULL when there is no row.
+BALANCE_DIFFERENCES = """
+    SELECT coalesce(s.loan_id, b.loan_id) AS loan_id, coalesce(s.account_code, b.account_code) AS account_code,
+           coalesce(s.layer, b.layer) AS layer, b.balance_minor AS recorded, coalesce(s.minor, 0) AS minor,
+           s.currency, s.floored
+    FROM (SELECT l.loan_id, l.account_code, l.layer, min(l.currency) AS currency,
+                 coalesce(a.role IN ('principal', 'interest', 'fees', 'suspense'), false) AS floored,
+                 sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END) AS minor
+          FROM journal_line l
+          JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.per_loan
+          WHERE l.tenant_id = %(tenant)s AND l.loan_id IS NOT NULL
+            AND (%(loans)s::uuid[] IS NULL OR l.loan_id = ANY (%(loans)s::uuid[]))
+          GROUP BY l.loan_id, l.account_code, l.layer, a.role) s
+    FULL JOIN (SELECT * FROM loan_balance
+               WHERE tenant_id = %(tenant)s AND (%(loans)s::uuid[] IS NULL OR loan_id = ANY (%(loans)s::uuid[]))) b
+        ON b.loan_id = s.loan_id AND b.account_code = s.account_code AND b.layer = s.layer
+    WHERE b.balance_minor IS DISTINCT FROM coalesce(s.minor, 0)
+"""
+
+
+def balances_match_lines(cursor: CursorWrapper) -> list[Breach]:
+    """I4. Every loan's balances are the sums of its lines."""
+    return _breaches(
+        cursor,
+        f"""SELECT 'loan_balance', json_build_object('loan_id', loan_id, 'account_code', account_code, 'layer', layer),
+                   coalesce('says ' || recorded, 'is missing') || ', the lines sum to ' || minor
+            FROM ({BALANCE_DIFFERENCES.replace("%(loans)s", "NULL")}) d""",
+    )
+
+
+def control_accounts_match_loans(cursor: CursorWrapper) -> list[Breach]:
+    """I3. Every account that is kept per loan equals the sum of the loans' balances on it."""
+    return _breaches(
+        cursor,
+        """SELECT 'gl_account', json_build_object('account_code', code, 'currency', currency, 'layer', layer),
+                  'the account is at ' || coalesce(l.minor, 0) || ', its loans at ' || coalesce(b.minor, 0)
+           FROM (SELECT a.code, j.currency, j.layer,
+                        sum(CASE j.direction WHEN a.normal_side THEN j.amount_minor ELSE -j.amount_minor END) AS minor
+                 FROM journal_line j
+                 JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code AND a.per_loan
+                 WHERE j.tenant_id = %(tenant)s GROUP BY a.code, j.currency, j.layer) l
+           FULL JOIN (SELECT account_code AS code, currency, layer, sum(balance_minor) AS minor
+                      FROM loan_balance WHERE tenant_id = %(tenant)s GROUP BY 1, 2, 3) b USING (code, currency, layer)
+           WHERE coalesce(l.minor, 0) <> coalesce(b.minor, 0)""",
+    )
+
+
+def no_balance_was_ever_below_zero(cursor: CursorWrapper) -> list[Breach]:
+    """I11. What a loan owes, and its suspense, are not below zero as of any date."""
+    return _breaches(
+        cursor,
+        """SELECT DISTINCT ON (loan_id, account_code, layer) 'loan_balance',
+                  json_build_object('loan_id', loan_id, 'account_code', account_code, 'layer', layer),
+                  'is ' || minor || ' as of ' || to_char(effective_at, 'YYYY-MM-DD')
+           FROM (SELECT l.loan_id, l.account_code, l.layer, l.effective_at,
+                        sum(sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END))
+                            OVER (PARTITION BY l.loan_id, l.account_code, l.layer ORDER BY l.effective_at) AS minor
+                 FROM journal_line l
+                 JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
+                     AND a.per_loan AND a.role IN ('principal', 'interest', 'fees', 'suspense')
+                 WHERE l.tenant_id = %(tenant)s
+                 GROUP BY l.loan_id, l.account_code, l.layer, l.effective_at) running
+           WHERE minor < 0
+           ORDER BY loan_id, account_code, layer, effective_at""",
+    )
+
+
+# --- What belongs together -------------------------------------------------------------------------------------------
+
+
+def lines_belong_together(cursor: CursorWrapper) -> list[Breach]:
+    """I5. Every line has its entry, on the same date; its account; and its loan, with that loan's borrower and currency."""
+    return _breaches(
+        cursor,
+        """SELECT 'journal_line', json_build_object('journal_entry_id', l.entry_id, 'sequence', l.sequence),
+                  CASE WHEN e.id IS NULL THEN 'there is no such entry'
+                       WHEN e.effective_at <> l.effective_at THEN 'is dated ' || l.effective_at || ', the entry '
+                                                                  || e.effective_at
+                       WHEN a.code IS NULL THEN 'there is no account ' || l.account_code
+                       WHEN l.loan_id IS NULL THEN 'account ' || a.code || ' is kept per loan, and no loan is named'
+                       WHEN o.id IS NULL THEN 'there is no loan ' || l.loan_id
+                       ELSE 'borrower or currency is not that of loan ' || o.id END
+           FROM journal_line l
+           LEFT JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
+           LEFT JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
+           LEFT JOIN loan o ON o.tenant_id = l.tenant_id AND o.id = l.loan_id
+           WHERE l.tenant_id = %(tenant)s
+             AND (e.id IS NULL OR e.effective_at <> l.effective_at OR a.code IS NULL
+                  OR (l.loan_id IS NULL AND a.per_loan)
+                  OR (l.loan_id IS NOT NULL AND (o.id IS NULL OR o.borrower_id IS DISTINCT FROM l.borrower_id
+                                                 OR o.currency <> l.currency)))""",
+    )
+
+
+def entries_belong_together(cursor: CursorWrapper) -> list[Breach]:
+    """I5. Every entry names the one loan of its lines, and entries that exist; every loan has its program, in one currency."""
+    return _breaches(
+        cursor,
+        """SELECT 'journal_entry', json_build_object('journal_entry_id', e.id),
+                  'names loan ' || coalesce(e.loan_id::text, 'none') || ', its lines '
+                  || CASE l.loans WHEN 0 THEN 'none' WHEN 1 THEN l.loan_id ELSE l.loans::text END
+           FROM journal_entry e
+           JOIN (SELECT entry_id, count(DISTINCT loan_id) AS loans, min(loan_id::text) AS loan_id
+                 FROM journal_line WHERE tenant_id = %(tenant)s GROUP BY entry_id) l ON l.entry_id = e.id
+           WHERE e.tenant_id = %(tenant)s
+             AND e.loan_id IS DISTINCT FROM CASE l.loans WHEN 1 THEN l.loan_id::uuid END
+           UNION ALL
+           SELECT 'journal_entry', json_build_object('journal_entry_id', e.id),
+                  'there is no entry ' || t.id || ', which it ' || t.verb
+           FROM journal_entry e
+           CROSS JOIN LATERAL (VALUES ('reverses', e.reverses_entry_id), ('settles', e.settles_entry_id)) t (verb, id)
+           LEFT JOIN journal_entry o ON o.tenant_id = e.tenant_id AND o.id = t.id
+           WHERE e.tenant_id = %(tenant)s AND t.id IS NOT NULL AND o.id IS NULL
+           UNION ALL
+           SELECT 'loan', json_build_object('loan_id', o.id),
+                  CASE WHEN p.id IS NULL THEN 'there is no program ' || o.program_id
+                       ELSE 'is in ' || o.currency || ', its program in ' || p.currency END
+           FROM loan o
+           LEFT JOIN program p ON p.tenant_id = o.tenant_id AND p.id = o.program_id
+           WHERE o.tenant_id = %(tenant)s AND p.currency IS DISTINCT FROM o.currency""",
+    )
+
+
+def balances_belong_together(cursor: CursorWrapper) -> list[Breach]:
+    """I5. Every balance has its loan, in that loan's currency, and an account that is kept per loan."""
+    return _breaches(
+        cursor,
+        """SELECT 'loan_balance',
+                  json_build_object('loan_id', b.loan_id, 'account_code', b.account_code, 'layer', b.layer),
+                  CASE WHEN o.id IS NULL THEN 'there is no such loan'
+                       WHEN a.code IS NULL THEN 'account ' || b.account_code || ' is not kept per loan'
+                       WHEN o.currency <> b.currency THEN 'is in ' || b.currency || ', the loan in ' || o.currency
+                       ELSE 'floored is ' || b.floored || ' for the role ' || coalesce(a.role, 'none') END
+           FROM loan_balance b
+           LEFT JOIN loan o ON o.tenant_id = b.tenant_id AND o.id = b.loan_id
+           LEFT JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code AND a.per_loan
+           WHERE b.tenant_id = %(tenant)s
+             AND (o.id IS NULL OR a.code IS NULL OR o.currency <> b.currency
+                  OR b.floored <> coalesce(a.role IN ('principal', 'interest', 'fees', 'suspense'), false))""",
+    )
+
+
+def terms_belong_together(cursor: CursorWrapper) -> list[Breach]:
+    """I5. The tenant exists; every program has terms; every row of terms has its program or loan."""
+    return _breaches(
+        cursor,
+        """SELECT 'tenant', json_build_object('tenant_id', %(tenant)s::uuid), 'its row is missing'
+           WHERE NOT EXISTS (SELECT FROM tenant WHERE id = %(tenant)s)
+           UNION ALL
+           SELECT 'program', json_build_object('program_id', p.id), 'has no terms'
+           FROM program p
+           WHERE p.tenant_id = %(tenant)s
+             AND NOT EXISTS (SELECT FROM program_terms t WHERE t.tenant_id = p.tenant_id AND t.program_id = p.id)
+           UNION ALL
+           SELECT 'program_terms', json_build_object('id', t.id), 'there is no program ' || t.program_id
+           FROM program_terms t
+           WHERE t.tenant_id = %(tenant)s
+             AND NOT EXISTS (SELECT FROM program p WHERE p.tenant_id = t.tenant_id AND p.id = t.program_id)
+           UNION ALL
+           SELECT 'loan_terms', json_build_object('id', t.id), 'there is no loan ' || t.loan_id
+           FROM loan_terms t
+           WHERE t.tenant_id = %(tenant)s
+             AND NOT EXISTS (SELECT FROM loan o WHERE o.tenant_id = t.tenant_id AND o.id = t.loan_id)""",
+    )
+
+
+def keys_point_to_entries(cursor: CursorWrapper) -> list[Breach]:
+    """I5. Every idempotency key's stored answer is JSON, and the journal entry that it names exists."""
+    return _breaches(
+        cursor,
+        """SELECT 'idempotency_key', json_build_object('key', k.key),
+                  CASE WHEN k.named IS NULL THEN 'the stored answer is not JSON'
+                       ELSE 'there is no entry ' || k.named END
+           FROM (SELECT key, CASE WHEN response IS JSON OBJECT
+                                  THEN coalesce(response::json ->> 'journal_entry_id', '') END AS named
+                 FROM idempotency_key WHERE tenant_id = %(tenant)s) k
+           WHERE k.named IS NULL
+              OR (k.named <> '' AND NOT EXISTS (SELECT FROM journal_entry e
+                                                WHERE e.tenant_id = %(tenant)s AND e.id::text = k.named))""",
+    )
+
+
+# --- What happens once -----------------------------------------------------------------------------------------------
+
+
+def reversals_mirror_once(cursor: CursorWrapper) -> list[Breach]:
+    """I6. An entry is reversed at most once, by the exact mirror of its lines, not dated before it; a reversal never is."""
+    return _breaches(
+        cursor,
+        """WITH reversal AS (
+               SELECT r.id, r.event_type, r.effective_at, o.id AS of, o.event_type AS of_type,
+                      o.effective_at AS of_effective_at
+               FROM journal_entry r
+               LEFT JOIN journal_entry o ON o.tenant_id = r.tenant_id AND o.id = r.reverses_entry_id
+               WHERE r.tenant_id = %(tenant)s
+                 AND (r.reverses_entry_id IS NOT NULL OR r.event_type IN ('reversal', 'payment_returned'))
+           ), line AS (
+               SELECT r.id, l.sequence, r.id = l.entry_id AS mirror,
+                      row (l.account_code, (l.direction = 'DR') = (r.id = l.entry_id), l.amount_minor, l.currency, l.layer,
+                           l.loan_id, l.borrower_id, l.external_ref)::text AS content
+               FROM reversal r
+               JOIN journal_line l ON l.tenant_id = %(tenant)s AND l.entry_id IN (r.id, r.of)
+               WHERE r.event_type = 'reversal'
+           )
+           SELECT 'journal_entry', json_build_object('journal_entry_id', of), 'is reversed ' || count(*) || ' times'
+           FROM reversal WHERE of IS NOT NULL GROUP BY of HAVING count(*) > 1
+           UNION ALL
+           SELECT 'journal_entry', json_build_object('journal_entry_id', id),
+                  CASE WHEN of IS NULL THEN 'is a ' || event_type || ' of no entry'
+                       WHEN event_type NOT IN ('reversal', 'payment_returned') THEN 'is a ' || event_type || ' and reverses'
+                       WHEN effective_at < of_effective_at THEN 'is dated before the entry that it reverses'
+                       ELSE 'reverses a ' || of_type END
+           FROM reversal
+           WHERE of IS NULL OR event_type NOT IN ('reversal', 'payment_returned') OR effective_at < of_effective_at
+              OR of_type IN ('reversal', 'payment_returned')
+              OR (event_type = 'reversal' AND of_type = 'disbursement_settled')
+           UNION ALL
+           SELECT 'journal_entry', json_build_object('journal_entry_id', coalesce(m.id, o.id)),
+                  'line ' || coalesce(m.sequence, o.sequence) || ' is not the mirror of the reversed entry''s'
+           FROM (SELECT * FROM line WHERE mirror) m
+           FULL JOIN (SELECT * FROM line WHERE NOT mirror) o ON o.id = m.id AND o.sequence = m.sequence
+           WHERE m.content IS DISTINCT FROM o.content""",
+    )
+
+
+def settlements_settle_once(cursor: CursorWrapper) -> list[Breach]:
+    """I6. A payment or disbursement is settled at most once, not dated before it, and what is settled is not reversed as well."""
+    return _breaches(
+        cursor,
+        """WITH settlement AS (
+               SELECT s.id, s.event_type, s.effective_at, o.id AS of, o.event_type AS of_type,
+                      o.effective_at AS of_effective_at
+               FROM journal_entry s
+               LEFT JOIN journal_entry o ON o.tenant_id = s.tenant_id AND o.id = s.settles_entry_id
+               WHERE s.tenant_id = %(tenant)s AND (s.settles_entry_id IS NOT NULL OR s.event_type = 'disbursement_settled')
+           )
+           SELECT 'journal_entry', json_build_object('journal_entry_id', of), 'is settled ' || count(*) || ' times'
+           FROM settlement WHERE of IS NOT NULL GROUP BY of HAVING count(*) > 1
+           UNION ALL
+           SELECT 'journal_entry', json_build_object('journal_entry_id', id),
+                  CASE WHEN of IS NULL THEN 'settles no entry'
+                       WHEN effective_at < of_effective_at THEN 'is dated before the entry that it settles'
+                       ELSE 'is a ' || event_type || ' and settles a ' || of_type END
+           FROM settlement
+           WHERE of IS NULL OR effective_at < of_effective_at
+              OR (event_type, of_type) NOT IN (('disbursement_settled', 'disbursement'),
+                                               ('payment_allocated', 'payment_received'))
+           UNION ALL
+           SELECT 'journal_entry', json_build_object('journal_entry_id', s.of), 'is settled, and reversed by ' || r.id
+           FROM settlement s
+           JOIN journal_entry r ON r.tenant_id = %(tenant)s AND r.reverses_entry_id = s.of""",
+    )
+
+
+def accruals_are_live_once(cursor: CursorWrapper) -> list[Breach]:
+    """I7. A loan has one accrual per date that is not reversed; each is of its entry, on its date, with that entry's interest."""
+    return _breaches(
+        cursor,
+        """WITH accrued AS (
+               SELECT a.*, e.id AS of, e.event_type, e.effective_at,
+                      EXISTS (SELECT FROM journal_entry r
+                              WHERE r.tenant_id = a.tenant_id AND r.reverses_entry_id = a.entry_id) AS reversed
+               FROM loan_accrual a
+               LEFT JOIN journal_entry e ON e.tenant_id = a.tenant_id AND e.id = a.entry_id
+               WHERE a.tenant_id = %(tenant)s
+           )
+           SELECT 'loan_accrual', json_build_object('loan_id', loan_id, 'accrual_date', accrual_date),
+                  'has ' || count(*) || ' accruals that are not reversed'
+           FROM accrued WHERE NOT reversed GROUP BY loan_id, accrual_date HAVING count(*) > 1
+           UNION ALL
+           SELECT 'loan_accrual', json_build_object('loan_id', loan_id, 'accrual_date', accrual_date),
+                  'has ' || count(*) || ' revisions, numbered ' || min(revision) || ' to ' || max(revision)
+           FROM accrued GROUP BY loan_id, accrual_date HAVING min(revision) <> 0 OR max(revision) <> count(*) - 1
+           UNION ALL
+           SELECT 'loan_accrual',
+                  json_build_object('loan_id', loan_id, 'accrual_date', accrual_date, 'revision', revision),
+                  CASE WHEN of IS NULL THEN 'there is no entry ' || entry_id
+                       ELSE 'is of a ' || event_type || ' effective on ' || effective_at END
+           FROM accrued WHERE of IS NULL OR event_type <> 'accrual' OR effective_at <> accrual_date
+           UNION ALL
+           SELECT 'loan_accrual', json_build_object('loan_id', loan_id, 'journal_entry_id', entry_id),
+                  'says ' || coalesce(sum(said)::text, 'nothing') || ', the entry posts ' || coalesce(sum(posted), 0)
+           FROM (SELECT loan_id, entry_id, interest_minor AS said, NULL AS posted FROM accrued
+                 UNION ALL
+                 SELECT l.loan_id, l.entry_id, NULL,
+                        CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END
+                 FROM journal_line l
+                 JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id AND e.event_type = 'accrual'
+                 JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.role = 'interest'
+                 WHERE l.tenant_id = %(tenant)s) both_sides
+           GROUP BY loan_id, entry_id
+           HAVING sum(said) IS DISTINCT FROM coalesce(sum(posted), 0)""",
+    )
+
+
+def outbox_has_each_entry_once(cursor: CursorWrapper) -> list[Breach]:
+    """I8. Every entry has exactly one outbox message, written by its own transaction."""
+    return _breaches(
+        cursor,
+        """SELECT 'outbox_message', json_build_object('journal_entry_id', entry_id),
+                  CASE WHEN entries = 0 THEN 'there is no such entry'
+                       WHEN messages <> 1 THEN 'there are ' || messages || ' messages'
+                       ELSE 'another transaction wrote it' END
+           FROM (SELECT entry_id, sum(entry) AS entries, sum(message) AS messages, count(DISTINCT xid::text) AS transactions
+                 FROM (SELECT id AS entry_id, 1 AS entry, 0 AS message, created_xid AS xid
+                       FROM journal_entry WHERE tenant_id = %(tenant)s
+                       UNION ALL
+                       SELECT entry_id, 0, 1, created_xid FROM outbox_message WHERE tenant_id = %(tenant)s) each_one
+                 GROUP BY entry_id) counted
+           WHERE entries <> 1 OR messages <> 1 OR transactions <> 1""",
+    )
+
+
+def versions_have_no_gap(cursor: CursorWrapper) -> list[Breach]:
+    """I12. The entries of a loan are numbered 1..n by its version, one each; the loan knows n and its last dates."""
+    return _breaches(
+        cursor,
+        """SELECT 'loan', json_build_object('loan_id', o.id),
+                  CASE WHEN l.versions IS NULL THEN 'is at version ' || o.version || ' and has no entry'
+                       WHEN l.versions <> l.entries OR l.pairs <> l.entries OR l.first <> 1 OR l.last <> l.entries
+                           THEN 'has ' || l.entries || ' entries, numbered ' || l.first || ' to ' || l.last || ', '
+                                || l.versions || ' numbers'
+                       WHEN l.last <> o.version THEN 'is at version ' || o.version || ', its last entry at ' || l.last
+                       ELSE 'does not remember when it moved last' END
+           FROM loan o
+           LEFT JOIN (
+               SELECT p.loan_id, count(*) AS pairs, count(DISTINCT p.entry_id) AS entries,
+                      count(DISTINCT p.loan_version) AS versions, min(p.loan_version) AS first, max(p.loan_version) AS last,
+                      max(e.effective_at) AS last_effective_at,
+                      (array_agg(e.posted_at ORDER BY p.loan_version DESC))[1] AS last_posted_at
+               FROM (SELECT DISTINCT loan_id, loan_version, entry_id
+                     FROM journal_line WHERE tenant_id = %(tenant)s AND loan_id IS NOT NULL) p
+               LEFT JOIN journal_entry e ON e.tenant_id = %(tenant)s AND e.id = p.entry_id
+               GROUP BY p.loan_id) l ON l.loan_id = o.id
+           WHERE o.tenant_id = %(tenant)s
+             AND (o.version <> coalesce(l.last, 0) OR l.first <> 1 OR l.last <> l.entries OR l.pairs <> l.entries
+                  OR l.versions <> l.entries OR o.last_effective_at IS DISTINCT FROM l.last_effective_at
+                  OR o.last_posted_at IS DISTINCT FROM l.last_posted_at)""",
+    )
+
+
+CHECKS: tuple[Check, ...] = (
+    entries_are_whole,
+    entries_balance,
+    trial_balance_is_zero,
+    documents_match_rows,
+    hashes_match_documents,
+    balances_match_lines,
+    control_accounts_match_loans,
+    no_balance_was_ever_below_zero,
+    lines_belong_together,
+    entries_belong_together,
+    balances_belong_together,
+    terms_belong_together,
+    keys_point_to_entries,
+    reversals_mirror_once,
+    settlements_settle_once,
+    accruals_are_live_once,
+    outbox_has_each_entry_once,
+    versions_have_no_gap,
+)
