@@ -232,10 +232,11 @@ class Supervisor:
                     self._seed()
             self.children = self._children(sockets)
             stack.callback(stop, self.children)
-            for child in self.children:
-                child.start(self.variables)
-            with console.status("Starting the API, the worker and beat"):
+            self.children[0].start(self.variables)
+            with console.status("Starting the API"):
                 self._wait_until_live()
+            # The watch starts the worker and beat; the API had the processors to itself until now.
+            self._watch()
             self._announce(self._demo())
             while True:
                 time.sleep(0.1)
@@ -296,7 +297,9 @@ class Supervisor:
 
     def _seed(self) -> dict[str, str]:
         """Make the demo tenant and its book. The secret is printed once, so it is remembered here."""
-        seeded: dict[str, str] = json.loads(self._manage("seed_demo", "--json"))
+        loans = ("--loans", os.environ["HPTS_DEMO_LOANS"]) if "HPTS_DEMO_LOANS" in os.environ else ()
+        console.print("Making the demo book, once for this database ...")
+        seeded: dict[str, str] = json.loads(self._manage("seed_demo", "--json", *loans))
         embedded.write_private(self.remembered, json.dumps(seeded, indent=2))
         return seeded
 

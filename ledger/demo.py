@@ -184,7 +184,7 @@ def _life(plan: Plan, dice: Random, today: date) -> tuple[list[Happening], date 
 
     leaves_after = min(dice.randint(3, 8), plan.months) if plan.habit == "leaves early" else plan.months
     stops_after = dice.randint(1, 4) if plan.habit == "stops" else plan.months
-    mishap_at = dice.randint(1, 6) if dice.random() < 0.08 else None
+    mishap_at = dice.randint(1, 6) if dice.random() < 0.15 else None
     for month in range(1, plan.months + 1):
         due_on = _months_later(drawn_on, month)
         paid_on = due_on + timedelta(days=dice.randint(3, 24) if plan.habit == "late" else dice.choice((0, 0, 0, 1)))

@@ -358,7 +358,9 @@ def _chart(cursor: CursorWrapper, tenant_id: str) -> Chart:
     """The tenant's chart, read once per process: roles, sides and codes never change; a new code is read when it is met."""
     chart = _charts.get(tenant_id)
     if chart is None:
-        chart = _charts[tenant_id] = read_chart(cursor)
+        chart = read_chart(cursor)
+        if "principal" in chart:
+            _charts[tenant_id] = chart
     return chart
 
 

@@ -30,7 +30,7 @@ Json = dict[str, Any]
 
 OPENED_ON = "2026-01-01"
 NEW_KEY: Any = object()
-# Answers 500 as a client would see it. A thread of a test's own needs a Client of its own.
+# Answers 500 as a client would see it.
 HTTP = Client(raise_request_exception=False)
 ALL_SCOPES = tuple(oauth.SCOPES)
 
@@ -111,8 +111,12 @@ class Api:
     """Calls of one tenant's client over HTTP. Every call has a fresh key and a token with all scopes, unless told."""
 
     client: Any
-    http: Client = HTTP
-    tokens: dict[tuple[str, ...], str] = field(default_factory=dict)
+    http: Client = field(default=HTTP, repr=False)
+    tokens: dict[tuple[str, ...], str] = field(default_factory=dict, repr=False)
+
+    def in_a_thread(self) -> Api:
+        """The same caller for a thread of a test's own; the test client is not for two at once."""
+        return Api(self.client, Client(raise_request_exception=False), self.tokens)
 
     def token(self, scopes: Iterable[str] = ALL_SCOPES) -> str:
         """A token as the issuer makes it, with these scopes."""
@@ -295,6 +299,12 @@ class Lender:
             row = connection.execute(_BOOKS).fetchone()
             assert row is not None
             return row
+
+    def balances(self) -> dict[tuple[str, str, str], int]:
+        """Loan balances that are not zero, by loan, account and layer."""
+        with in_books_of(self.tenant_id) as connection:
+            rows = connection.execute("SELECT loan_id::text, account_code, layer, balance_minor FROM loan_balance")
+            return {(loan_id, code, layer): minor for loan_id, code, layer, minor in rows if minor}
 
 
 _BOOKS = """SELECT

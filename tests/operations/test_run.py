@@ -57,7 +57,7 @@ class Runs:
     def start(self, port: int, **variables: str) -> tuple[subprocess.Popen[str], dict[str, str]]:
         """A run that is ready, and what it wrote for its clients."""
         self.demo_path.unlink(missing_ok=True)
-        run = self.place.start("hpts.run", PORT=str(port), **variables)
+        run = self.place.start("hpts.run", PORT=str(port), HPTS_DEMO_LOANS="5", **variables)
         eventually(lambda: self.demo_path.exists() or run.poll() is not None, within=90, what="demo.json")
         assert run.poll() is None, run.communicate()[0]
         return run, json.loads(self.demo_path.read_text())
@@ -67,8 +67,8 @@ class Runs:
 
 
 @pytest.fixture
-def runs(place: Place) -> Iterator[Runs]:
-    yield Runs(place)
+def runs(place: Place) -> Runs:
+    return Runs(place)
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "0.0.0.0"])

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from django.db import connections
 from django.http import HttpResponse
-from django.test import Client
 
 from tests.conftest import (
     Api,
@@ -263,8 +262,7 @@ def test_a_repeat_never_waits_for_the_first_one(acme: Lender) -> None:
     key, body, answers = new_key(), payment_of(acme.loan), list[HttpResponse]()
 
     def first() -> None:
-        own = Api(acme.api.client, Client(raise_request_exception=False), acme.api.tokens)
-        answers.append(own.post("/v1/payments", body, key=key))
+        answers.append(acme.api.in_a_thread().post("/v1/payments", body, key=key))
         connections.close_all()
 
     with in_books_of(acme.tenant_id, url="HPTS_OWNER_DATABASE_URL") as holder:

@@ -19,7 +19,6 @@ from tests.conftest import (
     Loan,
     disbursement_of,
     in_books_of,
-    line,
     payment_of,
     posted,
     refused,
@@ -417,16 +416,3 @@ def test_a_loan_of_the_future_takes_no_payment_yet(acme: Lender, nothing_moves: 
         refused(acme.api.post(PATH, payment_of(loan, 1, "2026-02-01")), 422, "effective_date_refused")
         answer = acme.api.post("/v1/disbursements", disbursement_of(loan, 1, "2026-02-01"))
         refused(answer, 422, "effective_date_refused")
-
-
-def test_fees_are_charged_on_the_loan_that_owes_them(acme: Lender) -> None:
-    """The cast's own shorthand posts what it says."""
-    acme.api.charge_fee(acme.loan, 10, "2026-01-06")
-    assert acme.api.owed(acme.loan) == (0, 0, 10)
-    assert acme.api.normal_balance("4100") == 10
-    assert line("1300", "DR", 10) == {
-        "account_code": "1300",
-        "direction": "DR",
-        "amount_minor": "10",
-        "currency": "USD",
-    }

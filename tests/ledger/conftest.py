@@ -1,0 +1,379 @@
+"""What the attacks on the books below HTTP share: books that a test makes for itself, sessions of every role, and races.
+
+The tests here post through `post()` and `once()` as the product does, or go around them with SQL of their own.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+import pytest
+from django.db import connections
+from psycopg import sql
+
+from hpts import embedded
+from hpts.problems import Problem
+from hpts.tenancy import tenant_transaction
+from ledger import masters
+from ledger.events import (
+    SETTLED,
+    AccruedLoan,
+    Accrual,
+    Disbursement,
+    DisbursementSettled,
+    Event,
+    Line,
+    ManualAdjustment,
+    PaymentReceived,
+    Reversal,
+)
+from ledger.idempotency import Answer, Call, fingerprint, once
+from ledger.posting import Origin, Posted, Posting, Touches, post, refresh_chart
+from tests.conftest import Loan
+
+T = TypeVar("T")
+
+OPENED_ON = date(2025, 1, 1)
+WATERFALL = ("fees", "interest", "principal")
+
+# --- Sessions of every role ------------------------------------------------------------------------------------------
+
+URLS = {
+    "app": "DATABASE_URL",
+    "readonly": "HPTS_READONLY_DATABASE_URL",
+    "owner": "HPTS_OWNER_DATABASE_URL",
+    "superuser": "HPTS_SUPERUSER_DATABASE_URL",
+}
+
+
+@contextmanager
+def session(role: str, tenant_id: str | None = None, *, replica: bool = False) -> Iterator[psycopg.Connection[Any]]:
+    """A connection of its own as a role, in one transaction, which names its tenant when one is given.
+
+    `replica` says so to PostgreSQL, as a superuser may: ordinary triggers and foreign keys do not fire then.
+    """
+    with psycopg.connect(os.environ[URLS[role]]) as connection:
+        if replica:
+            connection.execute("SET session_replication_role = replica")
+        if tenant_id is not None:
+            connection.execute("SELECT set_config('hpts.tenant_id', %s, true)", (tenant_id,))
+        yield connection
+
+
+@contextmanager
+def refused(sqlstate: str, constraint: str | None = None) -> Iterator[None]:
+    """Assert that the block ends in this SQLSTATE, by the wall of this name when one is given."""
+    with pytest.raises(psycopg.Error) as caught:
+        yield
+    said = (caught.value.sqlstate, caught.value.diag.constraint_name if constraint else None)
+    assert said == (sqlstate, constraint), f"{said}: {caught.value}"
+
+
+@cache
+def tenant_tables() -> list[str]:
+    """Every table with rows of tenants, as PostgreSQL knows them. Clients are read before any tenant is known."""
+    with session("superuser") as connection:
+        rows = connection.execute(
+            """SELECT c.relname FROM pg_class c
+               WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+                 AND (c.relname = 'tenant' OR EXISTS (SELECT FROM pg_attribute a
+                      WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped))
+                 AND c.relname <> 'hpts_apiclient'
+               ORDER BY 1"""
+        ).fetchall()
+    return [name for (name,) in rows]
+
+
+def contents(*tenant_ids: str) -> dict[str, tuple[int, str]]:
+    """Of every tenant table: how many rows of these tenants it has, and a hash of all their columns."""
+    found = {}
+    with session("superuser") as connection:
+        for table in tenant_tables():
+            query = sql.SQL("SELECT count(*), md5(string_agg(t::text, ';' ORDER BY t::text)) FROM {} t WHERE {} = ANY (%s)")
+            column = sql.Identifier("id" if table == "tenant" else "tenant_id")
+            row = connection.execute(query.format(sql.Identifier(table), column), (list(tenant_ids),)).fetchone()
+            assert row is not None
+            found[table] = row
+    return found
+
+
+@contextmanager
+def nothing_changes(*books: Books) -> Iterator[None]:
+    """Assert that every row of these tenants is the same at the end."""
+    ids = [one.tenant_id for one in books]
+    before = contents(*ids)
+    yield
+    assert contents(*ids) == before
+
+
+# --- Books -----------------------------------------------------------------------------------------------------------
+
+
+def touches_of(event: Event) -> Touches:
+    """What an event looks at, as the doors of the product say it."""
+    day = event.effective_at
+    if isinstance(event, Accrual):
+        since = day - timedelta(days=1) if day > date.min else day
+        return Touches(loans=event.loan_ids, since=since, accrual=day)
+    if isinstance(event, Reversal):
+        return Touches(entry=event.reverses_entry_id, since=day)
+    if isinstance(event, DisbursementSettled):
+        return Touches(entry=event.disbursement_event_id, since=day)
+    return Touches(loans=event.loan_ids, since=day)
+
+
+def new_key() -> str:
+    return f"test-{uuid.uuid4()}"
+
+
+@dataclass(frozen=True)
+class Books:
+    """A tenant with a program and its loans, and its postings in one line each. `on` is a date of 2025, as ISO text."""
+
+    tenant_id: str
+    program_id: str
+    loans: list[Loan] = field(default_factory=list)
+
+    @property
+    def loan(self) -> Loan:
+        return self.loans[0]
+
+    @property
+    def origin(self) -> Origin:
+        return Origin(self.tenant_id, "client:test", str(uuid.uuid4()))
+
+    def open_loan(self, **changes: Any) -> Loan:
+        with tenant_transaction(self.tenant_id) as cursor:
+            return self._open_loan(cursor, **changes)
+
+    def _open_loan(self, cursor: Any, **changes: Any) -> Loan:
+        terms = {
+            "on": OPENED_ON,
+            "loan_id": str(uuid.uuid4()),
+            "borrower_id": str(uuid.uuid4()),
+            "program_id": self.program_id,
+            "opened_on": OPENED_ON,
+            "principal_limit_minor": None,
+            "annual_rate_bps": None,
+        } | changes
+        made = masters.create_loan(cursor, **terms)
+        loan = Loan(made["loan_id"], made["borrower_id"], made["program_id"], made["currency"])
+        self.loans.append(loan)
+        return loan
+
+    # Events
+
+    def disbursement(self, loan: Loan, amount: int, on: str, layer: str = SETTLED) -> Disbursement:
+        return Disbursement(
+            loan_id=loan.loan_id, amount_minor=amount, currency="USD", effective_at=date.fromisoformat(on), layer=layer
+        )
+
+    def payment(self, loan: Loan, amount: int, on: str, layer: str = SETTLED, ref: str | None = None) -> PaymentReceived:
+        return PaymentReceived(
+            loan_id=loan.loan_id,
+            amount_minor=amount,
+            currency="USD",
+            effective_at=date.fromisoformat(on),
+            layer=layer,
+            source_method="ach",
+            external_ref=ref,
+        )
+
+    def accrual(self, on: str, *items: tuple[Loan, int, int]) -> Accrual:
+        """Each item: loan, outstanding principal, interest."""
+        return Accrual(
+            effective_at=date.fromisoformat(on),
+            program_id=self.program_id,
+            day_count_convention="ACT_365",
+            loans=tuple(
+                AccruedLoan(loan_id=loan.loan_id, outstanding_principal_minor=principal, interest_minor=interest)
+                for loan, principal, interest in items
+            ),
+        )
+
+    def reversal(self, entry_id: str, on: str = "2025-12-31") -> Reversal:
+        return Reversal(effective_at=date.fromisoformat(on), reverses_entry_id=entry_id, reason_code="other")
+
+    def adjustment(self, on: str, *lines: Line) -> ManualAdjustment:
+        return ManualAdjustment(effective_at=date.fromisoformat(on), description="By hand", lines=lines)
+
+    def fee(self, loan: Loan, amount: int, on: str) -> ManualAdjustment:
+        about = (amount, "USD", SETTLED, loan.loan_id)
+        return self.adjustment(on, Line("1300", "DR", *about), Line("4100", "CR", *about))
+
+    # Postings
+
+    def post(self, event: Event) -> Posted:
+        return post(self.origin, event, touches_of(event))
+
+    def once(self, key: str, event: Event, said: object = None) -> Answer:
+        """One POST with a key, below the view: `said` is its body, by default the event itself."""
+        body = repr(event) if said is None else said
+        call = Call(self.origin, key, fingerprint(f"test/{event.kind}", {}, body))
+
+        def work(posting: Posting) -> Mapping[str, Any]:
+            refresh_chart(posting)
+            entry = posting.post(event)
+            return {"journal_entry_id": entry.journal_entry_id, "posted_at": entry.posted_at}
+
+        return once(call, touches_of(event), work)
+
+    # Readings
+
+    def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
+        """What a query of the application sees in these books."""
+        with session("app", self.tenant_id) as connection:
+            return connection.execute(query, parameters).fetchall()
+
+    def balances(self, loan: Loan) -> dict[tuple[str, str], int]:
+        """(account code, layer) -> balance on the account's normal side, as the write path keeps it."""
+        rows = self.rows("SELECT account_code, layer, balance_minor FROM loan_balance WHERE loan_id = %s", loan.loan_id)
+        return {(code, layer): minor for code, layer, minor in rows}
+
+    def entries(self) -> int:
+        ((count,),) = self.rows("SELECT count(*) FROM journal_entry")
+        return int(count)
+
+
+def open_books(*, loans: int = 1, **program: Any) -> Books:
+    books = Books(str(uuid.uuid4()), str(uuid.uuid4()))
+    terms = {
+        "on": OPENED_ON,
+        "program_id": books.program_id,
+        "name": "Instalments",
+        "currency": "USD",
+        "annual_rate_bps": 1_000,
+        "day_count_convention": "ACT_365",
+        "waterfall": WATERFALL,
+        "accrual_mode": "client",
+    } | program
+    with tenant_transaction(books.tenant_id) as cursor:
+        masters.create_tenant(cursor, name="Lender", currency="USD", timezone="UTC")
+        masters.create_program(cursor, **terms)
+        for _ in range(loans):
+            books._open_loan(cursor)
+    return books
+
+
+@pytest.fixture
+def make_books() -> Callable[..., Books]:
+    return open_books
+
+
+@pytest.fixture
+def books() -> Books:
+    """Three loans; the first one has been lent 100,000 and owes 500 of interest and 70 of fees."""
+    made = open_books(loans=3)
+    made.post(made.disbursement(made.loan, 100_000, "2025-01-10"))
+    made.post(made.accrual("2025-02-10", (made.loan, 100_000, 500)))
+    made.post(made.fee(made.loan, 70, "2025-02-11"))
+    return made
+
+
+@pytest.fixture
+def other_books() -> Books:
+    """Another tenant, with a lent loan of its own."""
+    made = open_books()
+    made.post(made.disbursement(made.loan, 40_000, "2025-01-10"))
+    return made
+
+
+# --- Races -----------------------------------------------------------------------------------------------------------
+
+
+def race(*runners: Callable[[], T]) -> list[T | Exception]:
+    """Run each in a thread of its own, with a database connection of its own, all at once. Answers what each returned or
+    raised, in the same order."""
+    start = threading.Barrier(len(runners))
+    outcomes: list[T | Exception] = [RuntimeError("did not run")] * len(runners)
+
+    def run(number: int, runner: Callable[[], T]) -> None:
+        try:
+            connections["default"].ensure_connection()
+            start.wait(60)
+            outcomes[number] = runner()
+        except Exception as error:
+            outcomes[number] = error
+        finally:
+            connections.close_all()
+
+    threads = [threading.Thread(target=run, args=pair, daemon=True) for pair in enumerate(runners)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+        assert not thread.is_alive(), "a runner hangs"
+    return outcomes
+
+
+def codes(outcomes: Iterable[object]) -> list[str]:
+    """What became of each runner: the problem's code, or "posted". Anything that is not a refusal is raised."""
+    said = []
+    for outcome in outcomes:
+        if isinstance(outcome, Exception) and not isinstance(outcome, Problem):
+            raise outcome
+        said.append(outcome.code if isinstance(outcome, Problem) else "posted")
+    return said
+
+
+@contextmanager
+def scratch_database() -> Iterator[None]:
+    """A database of its own, in which a wall may be torn down: every new connection goes there until the block ends."""
+    state = Path(os.environ["HPTS_TEST_STATE"])
+    administrator = os.environ[URLS["superuser"]]
+    name = f"scratch_{uuid.uuid4().hex}"
+    before = {alias: connections.settings[alias]["NAME"] for alias in connections}
+    urls = {variable: os.environ[variable] for variable in URLS.values()}
+    connections.close_all()
+    # As tests/plugin.py does: one copy at a time, and nobody is connected to the template.
+    with (
+        embedded.locked(state / "copy.lock"),
+        psycopg.connect(_at(administrator, "postgres"), autocommit=True) as connection,
+    ):
+        connection.execute(f"CREATE DATABASE {name} TEMPLATE hpts OWNER hpts_owner")
+    try:
+        embedded.make_roles(_at(administrator, name), embedded.role_passwords(state))
+        os.environ |= {variable: _at(url, name) for variable, url in urls.items()}
+        for alias in connections:
+            connections[alias].settings_dict["NAME"] = connections.settings[alias]["NAME"] = name
+        yield
+    finally:
+        connections.close_all()
+        os.environ |= urls
+        for alias, database in before.items():
+            connections[alias].settings_dict["NAME"] = connections.settings[alias]["NAME"] = database
+        with psycopg.connect(_at(administrator, "postgres"), autocommit=True) as connection:
+            connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def _at(url: str, database: str) -> str:
+    return f"{url.rpartition('/')[0]}/{database}"
+
+
+def tear_down(function: str, *pieces: tuple[str, str]) -> None:
+    """Replace a function of the write path or of a wall by one in which each piece of text is another: a guard removed."""
+    with session("owner") as connection:
+        row = connection.execute(
+            "SELECT pg_get_functiondef(%s::regproc)", (f"public.{function}",)
+        ).fetchone()
+        assert row is not None
+        text = row[0]
+        for piece, other in pieces:
+            assert piece in text, f"{function} has no {piece!r} any more; what guards instead?"
+            text = text.replace(piece, other)
+        connection.execute(text)
+
+
+def in_turns(items: Sequence[T], workers: int) -> list[list[T]]:
+    """The items dealt out to workers, like cards."""
+    return [list(items[number::workers]) for number in range(workers)]
