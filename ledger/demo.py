@@ -20,7 +20,7 @@ import msgspec
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import tenant_transaction
-from ledger import masters, queries
+from ledger import masters
 from ledger.chart import RECEIVABLES
 from ledger.events import (
     CREDIT,

@@ -35,8 +35,8 @@ def bar(items: Sequence[T], title: str, *, shown: bool = True) -> Iterable[T]:
 
 
 def drawn(*parts: RenderableType) -> str:
-    """Tables and text as the terminal shows them; without colours where the output is a file or a pipe."""
-    console = Console(highlight=False)
+    """Tables and text as the terminal shows them; wide and without colours where the output is a file or a pipe."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
     with console.capture() as capture:
         console.print(*parts, sep="\n")
     return capture.get().rstrip("\n")

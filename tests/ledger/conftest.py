@@ -27,8 +27,8 @@ from hpts.tenancy import tenant_transaction
 from ledger import masters
 from ledger.events import (
     SETTLED,
-    AccruedLoan,
     Accrual,
+    AccruedLoan,
     Disbursement,
     DisbursementSettled,
     Event,
@@ -63,6 +63,8 @@ def session(role: str, tenant_id: str | None = None, *, replica: bool = False) -
     `replica` says so to PostgreSQL, as a superuser may: ordinary triggers and foreign keys do not fire then.
     """
     with psycopg.connect(os.environ[URLS[role]]) as connection:
+        # So that what refuses the reader is its grants, and not the mode that its transactions begin in.
+        connection.read_only = False
         if replica:
             connection.execute("SET session_replication_role = replica")
         if tenant_id is not None:
@@ -80,31 +82,40 @@ def refused(sqlstate: str, constraint: str | None = None) -> Iterator[None]:
 
 
 @cache
+def _onlooker(url: str) -> psycopg.Connection[Any]:
+    """A superuser who sees every tenant's rows; each of its readings is a transaction of its own."""
+    return psycopg.connect(url, autocommit=True)
+
+
+def onlooker() -> psycopg.Connection[Any]:
+    return _onlooker(os.environ[URLS["superuser"]])
+
+
+@cache
 def tenant_tables() -> list[str]:
     """Every table with rows of tenants, as PostgreSQL knows them. Clients are read before any tenant is known."""
-    with session("superuser") as connection:
-        rows = connection.execute(
-            """SELECT c.relname FROM pg_class c
-               WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
-                 AND (c.relname = 'tenant' OR EXISTS (SELECT FROM pg_attribute a
-                      WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped))
-                 AND c.relname <> 'hpts_apiclient'
-               ORDER BY 1"""
-        ).fetchall()
-    return [name for (name,) in rows]
+    rows = onlooker().execute(
+        """SELECT c.relname FROM pg_class c
+           WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
+             AND (c.relname = 'tenant' OR EXISTS (SELECT FROM pg_attribute a
+                  WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped))
+             AND c.relname <> 'hpts_apiclient'
+           ORDER BY 1"""
+    )
+    return [name for (name,) in rows.fetchall()]
 
 
 def contents(*tenant_ids: str) -> dict[str, tuple[int, str]]:
     """Of every tenant table: how many rows of these tenants it has, and a hash of all their columns."""
-    found = {}
-    with session("superuser") as connection:
-        for table in tenant_tables():
-            query = sql.SQL("SELECT count(*), md5(string_agg(t::text, ';' ORDER BY t::text)) FROM {} t WHERE {} = ANY (%s)")
-            column = sql.Identifier("id" if table == "tenant" else "tenant_id")
-            row = connection.execute(query.format(sql.Identifier(table), column), (list(tenant_ids),)).fetchone()
-            assert row is not None
-            found[table] = row
-    return found
+    reading = sql.SQL(
+        "SELECT {}, count(*), md5(string_agg(t::text, ';' ORDER BY t::text)) FROM {} t WHERE {} = ANY (%(ids)s)"
+    )
+    readings = [
+        reading.format(table, sql.Identifier(table), sql.Identifier("id" if table == "tenant" else "tenant_id"))
+        for table in tenant_tables()
+    ]
+    rows = onlooker().execute(sql.SQL(" UNION ALL ").join(readings), {"ids": list(tenant_ids)})
+    return {table: (count, digest) for table, count, digest in rows.fetchall()}
 
 
 @contextmanager
@@ -178,7 +189,9 @@ class Books:
             loan_id=loan.loan_id, amount_minor=amount, currency="USD", effective_at=date.fromisoformat(on), layer=layer
         )
 
-    def payment(self, loan: Loan, amount: int, on: str, layer: str = SETTLED, ref: str | None = None) -> PaymentReceived:
+    def payment(
+        self, loan: Loan, amount: int, on: str, layer: str = SETTLED, ref: str | None = None
+    ) -> PaymentReceived:
         return PaymentReceived(
             loan_id=loan.loan_id,
             amount_minor=amount,
@@ -203,6 +216,9 @@ class Books:
 
     def reversal(self, entry_id: str, on: str = "2025-12-31") -> Reversal:
         return Reversal(effective_at=date.fromisoformat(on), reverses_entry_id=entry_id, reason_code="other")
+
+    def settlement(self, entry_id: str, on: str) -> DisbursementSettled:
+        return DisbursementSettled(effective_at=date.fromisoformat(on), disbursement_event_id=entry_id)
 
     def adjustment(self, on: str, *lines: Line) -> ManualAdjustment:
         return ManualAdjustment(effective_at=date.fromisoformat(on), description="By hand", lines=lines)
@@ -363,9 +379,7 @@ def _at(url: str, database: str) -> str:
 def tear_down(function: str, *pieces: tuple[str, str]) -> None:
     """Replace a function of the write path or of a wall by one in which each piece of text is another: a guard removed."""
     with session("owner") as connection:
-        row = connection.execute(
-            "SELECT pg_get_functiondef(%s::regproc)", (f"public.{function}",)
-        ).fetchone()
+        row = connection.execute("SELECT pg_get_functiondef(%s::regproc)", (f"public.{function}",)).fetchone()
         assert row is not None
         text = row[0]
         for piece, other in pieces:

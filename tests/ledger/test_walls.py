@@ -15,21 +15,24 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any, NamedTuple
 
 import psycopg
 import pytest
+from celery.signals import beat_init, worker_init
+from celery.utils.dispatch import Signal
 from django.core.exceptions import ImproperlyConfigured
-from django.core.management import CommandError, call_command
+from django.core.management import call_command
+from django.core.management.base import SystemCheckError
 from django.db import connections
 from django.db.backends.base.base import BaseDatabaseWrapper
+from django.db.backends.signals import connection_created
 
 from hpts import embedded, walls
 from ledger import document
-from ledger.events import Line
 from ledger.money import MAX_MINOR
-from ledger.posting import Touches, opened
-from tests.ledger.conftest import URLS, Books, contents, nothing_changes, open_books, refused, session
+from tests.ledger.conftest import URLS, Books, nothing_changes, refused, session
 
 Json = dict[str, Any]
 
@@ -94,15 +97,17 @@ class Draft:
             | changes
         )
 
-    def insert(self, connection: psycopg.Connection[Any]) -> None:
+    def insert(
+        self, connection: psycopg.Connection[Any], statement: str = INSERT_ENTRY, more: Json | None = None
+    ) -> None:
         """By the owner's own statement."""
         text = json.dumps({"of": self.header["id"]})
-        header = self.header | {"document": text, "lines": json.dumps(self.lines)}
+        header = self.header | {"document": text, "lines": json.dumps(self.lines)} | (more or {})
         if header["content_hash"] is None:
             header["content_hash"] = hashlib.sha256(text.encode()).digest()
         if header["line_count"] is None:
             header["line_count"] = len(self.lines)
-        connection.execute(INSERT_ENTRY, header)
+        connection.execute(statement, header)
 
     def record(self, connection: psycopg.Connection[Any]) -> None:
         """Through the write path's function, as the application does."""
@@ -198,7 +203,11 @@ def _of_another_borrower(draft: Draft) -> None:
 
 
 def _two_debits_above_the_range(draft: Draft) -> None:
-    about = {"loan_id": draft.books.loan.loan_id, "borrower_id": draft.books.loan.borrower_id, "loan_version": draft.version}
+    about = {
+        "loan_id": draft.books.loan.loan_id,
+        "borrower_id": draft.books.loan.borrower_id,
+        "loan_version": draft.version,
+    }
     draft.lines = []
     for code, direction in (("1100", "DR"), ("1100", "DR"), ("1050", "CR"), ("1050", "CR")):
         draft.add(code, direction, MAX_MINOR, **about)
@@ -214,9 +223,11 @@ def _per_loan_below_zero(draft: Draft) -> None:
     draft.lines[2]["amount_minor"] = 100_001
 
 
-def _version_of_the_last_entry(draft: Draft) -> None:
-    for line in draft.lines[2:]:
-        line["loan_version"] = draft.version - 1
+def _version_that_is_taken(draft: Draft) -> None:
+    about = {"loan_id": draft.books.loan.loan_id, "borrower_id": draft.books.loan.borrower_id}
+    draft.lines = []
+    draft.add("1100", "DR", 250, **about, loan_version=draft.version - 1)
+    draft.add("1050", "CR", 250, **about, loan_version=draft.version - 1)
 
 
 def _version_skipped(draft: Draft) -> None:
@@ -230,7 +241,9 @@ def _its_own_reversal(draft: Draft) -> None:
 
 UNKNOWN = "5e0c1c0e-6f0b-4c57-9d3c-6f4b5f0e8a11"
 MALFORMED = {
-    "unbalanced": Malformed(_line(1, amount_minor=99), ("HP003", "journal_line_balanced"), ("HP003", "journal_line_balanced")),
+    "unbalanced": Malformed(
+        _line(1, amount_minor=99), ("HP003", "journal_line_balanced"), ("HP003", "journal_line_balanced")
+    ),
     "one line": Malformed(_one_line, ("23514", "journal_entry_line_count"), ("23514", "journal_entry_line_count")),
     "one line that says two": Malformed(_one_line_that_says_two, ("HP002", "journal_line_sealed"), None),
     "fewer lines than said": Malformed(_fewer_than_said, ("HP002", "journal_line_sealed"), None),
@@ -246,10 +259,14 @@ MALFORMED = {
     "negative amounts": Malformed(
         _lines(amount_minor=-100), ("23514", "journal_line_amount"), ("23514", "journal_line_amount")
     ),
-    "zero amounts": Malformed(_lines(amount_minor=0), ("23514", "journal_line_amount"), ("23514", "journal_line_amount")),
+    "zero amounts": Malformed(
+        _lines(amount_minor=0), ("23514", "journal_line_amount"), ("23514", "journal_line_amount")
+    ),
     "lines of another tenant": Malformed(_lines(tenant_id=UNKNOWN), ("42501", None), None),
     "header of another tenant": Malformed(_header(tenant_id=UNKNOWN), ("42501", None), ("42501", None)),
-    "duplicate sequence": Malformed(_line(1, sequence=1), ("23505", "journal_line_pkey"), ("23505", "journal_line_pkey")),
+    "duplicate sequence": Malformed(
+        _line(1, sequence=1), ("23505", "journal_line_pkey"), ("23505", "journal_line_pkey")
+    ),
     "gap in the sequence": Malformed(
         _line(3, sequence=5), ("HP002", "journal_line_sealed"), ("HP002", "journal_line_sealed")
     ),
@@ -283,23 +300,31 @@ MALFORMED = {
     "unknown loan": Malformed(
         _line(2, loan_id=UNKNOWN), ("HP005", "journal_line_loan_identity"), ("HP005", "journal_line_loan_identity")
     ),
-    "no currency": Malformed(_lines(currency="usd"), ("23514", "journal_line_currency"), ("23514", "journal_line_currency")),
-    "no side": Malformed(_line(0, direction="XX"), ("23514", "journal_line_direction"), ("23514", "journal_line_direction")),
+    "no currency": Malformed(
+        _lines(currency="usd"), ("23514", "journal_line_currency"), ("23514", "journal_line_currency")
+    ),
+    "no side": Malformed(
+        _line(0, direction="XX"), ("23514", "journal_line_direction"), ("23514", "journal_line_direction")
+    ),
     "no layer": Malformed(_lines(layer="DREAMT"), ("23514", "journal_line_layer"), ("23514", "journal_line_layer")),
     "no kind": Malformed(
         _header(event_type="adjustment"), ("23514", "journal_entry_kind"), ("23514", "journal_entry_kind")
     ),
     "a hash that does not fit": Malformed(_header(content_hash=b"\0" * 32), ("HP002", "journal_entry_whole"), None),
     "posted yesterday": Malformed(
-        _header(posted_at="2025-03-02T10:00:00.000000Z"), ("HP002", "journal_entry_whole"), ("HP002", "journal_entry_whole")
+        _header(posted_at="2025-03-02T10:00:00.000000Z"),
+        ("HP002", "journal_entry_whole"),
+        ("HP002", "journal_entry_whole"),
     ),
     "posted tomorrow": Malformed(
-        _header(posted_at="2099-03-02T10:00:00.000000Z"), ("HP002", "journal_entry_whole"), ("HP002", "journal_entry_whole")
+        _header(posted_at="2099-03-02T10:00:00.000000Z"),
+        ("HP002", "journal_entry_whole"),
+        ("HP002", "journal_entry_whole"),
     ),
     "of another transaction": Malformed(_header(created_xid="3"), ("HP002", "journal_line_sealed"), None),
     "lines of another date": Malformed(_lines(effective_at="2025-03-02"), ("HP002", "journal_line_sealed"), None),
     "a loan's version that is taken": Malformed(
-        _version_of_the_last_entry, ("23505", "journal_line_loan_history"), ("23505", "journal_line_loan_history")
+        _version_that_is_taken, ("23505", "journal_line_loan_history"), ("23505", "journal_line_loan_history")
     ),
     "a loan's version that is skipped": Malformed(_version_skipped, None, ("HP007", "loan_version_moved")),
     "a loan without a version": Malformed(
@@ -385,7 +410,9 @@ def _late_pair(draft: Draft) -> list[Json]:
     return draft.lines[-2:]
 
 
-INSERT_LINES = "INSERT INTO journal_line SELECT (jsonb_populate_record(NULL::journal_line, l)).* FROM jsonb_array_elements(%s) l"
+INSERT_LINES = (
+    "INSERT INTO journal_line SELECT (jsonb_populate_record(NULL::journal_line, l)).* FROM jsonb_array_elements(%s) l"
+)
 
 
 @pytest.mark.parametrize("role", ["owner", "superuser"])
@@ -416,7 +443,11 @@ def test_a_line_that_comes_in_a_later_transaction_is_refused(books: Books, role:
 def test_lines_may_not_come_behind_a_savepoint_either(books: Books) -> None:
     """A savepoint has an id of its own; the entry is sealed to the transaction's, and its statement is over all the same."""
     draft = Draft(books)
-    with nothing_changes(books), refused("HP002", "journal_line_sealed"), session("owner", books.tenant_id) as connection:
+    with (
+        nothing_changes(books),
+        refused("HP002", "journal_line_sealed"),
+        session("owner", books.tenant_id) as connection,
+    ):
         draft.insert(connection)
         connection.execute("SAVEPOINT later")
         connection.execute(INSERT_LINES, (json.dumps(_late_pair(draft)),))
@@ -435,43 +466,490 @@ def test_lines_come_with_their_header_or_not_at_all(books: Books) -> None:
     draft = Draft(books)
     lines, draft.lines = draft.lines, []
     draft.header["line_count"] = len(lines)
-    with nothing_changes(books), refused("HP002", "journal_entry_whole"), session("owner", books.tenant_id) as connection:
+    with (
+        nothing_changes(books),
+        refused("HP002", "journal_entry_whole"),
+        session("owner", books.tenant_id) as connection,
+    ):
         draft.insert(connection)
         connection.execute(INSERT_LINES, (json.dumps(lines),))
 
 
-@pytest.mark.parametrize("column", ["created_xid", "line_count"])
-def test_a_copied_row_meets_the_walls(books: Books, column: str) -> None:
-    """COPY is an INSERT to the walls: a header alone is refused."""
-    draft = Draft(books)
-    row = [books.tenant_id, draft.header["id"], "manual_adjustment", "2025-03-01", str(uuid.uuid4()), 2, "{}"]
-    with nothing_changes(books), refused("HP002", "journal_entry_whole"), session("owner", books.tenant_id) as connection:
-        columns = "tenant_id, id, event_type, effective_at, correlation_id, line_count, document, content_hash, posted_at"
-        ((now,),) = connection.execute("SELECT clock_timestamp()").fetchall()
-        with connection.cursor().copy(f"COPY journal_entry ({columns}) FROM STDIN") as copy:
-            copy.write_row([*row, hashlib.sha256(b"{}").digest(), now])
+def test_a_copied_row_meets_the_walls(books: Books) -> None:
+    """COPY is an INSERT to the walls, for a superuser too. To the owner it is closed altogether: row security binds it."""
+    row = [books.tenant_id, str(uuid.uuid4()), "manual_adjustment", "2025-03-01", str(uuid.uuid4()), 2, "{}"]
+    columns = "tenant_id, id, event_type, effective_at, correlation_id, line_count, document, content_hash, posted_at"
+    for role, expected in {"owner": ("0A000", None), "superuser": ("HP002", "journal_entry_whole")}.items():
+        with nothing_changes(books), refused(*expected), session(role, books.tenant_id) as connection:
+            ((now,),) = connection.execute("SELECT clock_timestamp()").fetchall()
+            with connection.cursor().copy(f"COPY journal_entry ({columns}) FROM STDIN") as copy:
+                copy.write_row([*row, hashlib.sha256(b"{}").digest(), now])
 
 
 # --- Row security must not blind a wall ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("role", ["owner", "superuser"])
-def test_a_header_that_row_security_hides_does_not_open_the_seal(books: Books, other_books: Books, role: str) -> None:
-    """The tenant is switched while the lines are being inserted, so that the wall at the end of the statement cannot see
-    the header. A comparison with `<>` becomes NULL there, which refuses nothing; IS DISTINCT FROM refuses.
+SWITCH_WITH_THE_LAST = " RETURNING CASE WHEN sequence = %(last)s THEN set_config('hpts.tenant_id', %(other)s, true) END"
 
-    The lines do not balance: they are what such a hole would let in.
-    """
+
+def test_an_entry_whose_header_row_security_hides_from_the_wall_is_refused(books: Books, other_books: Books) -> None:
+    """The tenant is switched with the last line of the statement, so that the walls at its end cannot see the header."""
     draft = Draft(books)
     draft.lines[1]["amount_minor"] = 1
-    header = draft.header | {"document": "{}", "lines": json.dumps(draft.lines)}
-    header |= {"content_hash": hashlib.sha256(b"{}").digest(), "line_count": len(draft.lines), "other": other_books.tenant_id}
-    # The switch happens with the last row, after row security has let it in: RETURNING is computed behind WITH CHECK.
-    statement = INSERT_ENTRY + " RETURNING set_config('hpts.tenant_id', %(other)s, true)"
-    expected = ("HP002", "journal_line_sealed") if role == "owner" else ("HP003", "journal_line_balanced")
+    # The header is read, so that it is written before the lines are.
+    statement = INSERT_ENTRY.replace("\n)\nINSERT", "\n    RETURNING id\n)\nINSERT").replace(
+        "FROM jsonb_to_recordset", "FROM header, jsonb_to_recordset"
+    )
     with (
         nothing_changes(books, other_books),
-        refused(*(expected if role == "superuser" else ("42501", None))),
+        refused("HP002", "journal_entry_whole"),
+        session("owner", books.tenant_id) as connection,
+    ):
+        more = {"other": other_books.tenant_id, "last": len(draft.lines)}
+        draft.insert(connection, statement + SWITCH_WITH_THE_LAST, more)
+
+
+@pytest.mark.parametrize("shape", ["balanced", "unbalanced"])
+def test_late_lines_whose_header_row_security_hides_from_the_wall_are_refused(
+    books: Books, other_books: Books, shape: str
+) -> None:
+    """A comparison with `<>` would become NULL here, which refuses nothing; IS DISTINCT FROM refuses. The foreign key lets
+    these lines pass, because foreign keys look behind row security."""
+    draft = Draft(books)
+    with session("owner", books.tenant_id) as connection:
+        draft.insert(connection)
+    late = _late_pair(draft)
+    if shape == "unbalanced":
+        late[0]["amount_minor"] = 8
+    with (
+        nothing_changes(books, other_books),
+        refused("HP002", "journal_line_sealed"),
+        session("owner", books.tenant_id) as connection,
+    ):
+        connection.execute(
+            INSERT_LINES.replace("%s", "%(lines)s") + SWITCH_WITH_THE_LAST,
+            {"lines": json.dumps(late), "last": late[-1]["sequence"], "other": other_books.tenant_id},
+        )
+
+
+def test_the_switched_tenant_cannot_write_the_first_tenants_lines(books: Books, other_books: Books) -> None:
+    """Header as one tenant, lines as another: row security checks each row that comes in."""
+    draft = Draft(books)
+    with nothing_changes(books, other_books), refused("42501"), session("owner", books.tenant_id) as connection:
+        draft.insert(connection, INSERT_ENTRY + SWITCH_WITH_THE_LAST, {"other": other_books.tenant_id, "last": 1})
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_entry_on_another_tenants_loan_is_refused(books: Books, other_books: Books, door: str) -> None:
+    """Each tenant's wall sees its own loans alone, so a foreign one is unknown, whichever borrower is named with it."""
+    stranger = other_books.loan
+    role, write = DOORS[door]
+    for borrower_id in (stranger.borrower_id, books.loan.borrower_id):
+        draft = Draft(books)
+        for line in draft.lines[2:]:
+            line.update(loan_id=stranger.loan_id, borrower_id=borrower_id)
+        with (
+            nothing_changes(books, other_books),
+            refused("HP005", "journal_line_loan_identity"),
+            session(role, books.tenant_id) as connection,
+        ):
+            write(draft, connection)
+
+
+@pytest.mark.parametrize("column", ["reverses_entry_id", "settles_entry_id"])
+@pytest.mark.parametrize("door", DOORS)
+def test_an_entry_about_another_tenants_entry_is_refused(
+    books: Books, other_books: Books, door: str, column: str
+) -> None:
+    """A foreign key of one column would find it, because foreign keys look behind row security."""
+    ((entry_id,),) = other_books.rows("SELECT id::text FROM journal_entry")
+    draft = Draft(books)
+    draft.header[column] = entry_id
+    role, write = DOORS[door]
+    with (
+        nothing_changes(books, other_books),
+        refused("23503", f"journal_entry_{column.removesuffix('_entry_id')}"),
         session(role, books.tenant_id) as connection,
     ):
-        connection.execute(statement, header)
+        write(draft, connection)
+
+
+@pytest.mark.parametrize(
+    ("table", "row"),
+    [
+        ("program_terms", {"program_id": "program", "annual_rate_bps": 1, "waterfall": "fees,interest,principal"}),
+        ("loan", {"id": UNKNOWN, "borrower_id": UNKNOWN, "program_id": "program", "currency": "USD"}),
+        ("loan_terms", {"loan_id": "loan", "annual_rate_bps": 1}),
+        ("loan_balance", {"loan_id": "loan", "account_code": "1300", "layer": "PENDING", "currency": "USD"}),
+        ("loan_accrual", {"loan_id": "loan", "accrual_date": "2025-03-01", "revision": 0, "interest_minor": 1}),
+        ("outbox_message", {"entry_id": "entry"}),
+    ],
+)
+def test_no_row_points_at_another_tenants_row(books: Books, other_books: Books, table: str, row: Json) -> None:
+    """Foreign keys bypass row security, so each starts with the tenant."""
+    ((entry_id,),) = other_books.rows("SELECT id::text FROM journal_entry")
+    ((own_entry_id,),) = books.rows("SELECT id::text FROM journal_entry LIMIT 1")
+    foreign = {"program": other_books.program_id, "loan": other_books.loan.loan_id, "entry": entry_id}
+    more = {
+        "effective_at": "2025-03-01",
+        "opened_on": "2025-03-01",
+        "accrual_mode": "client",
+        "balance_minor": 0,
+        "floored": False,
+        "entry_id": own_entry_id,
+    }
+    with nothing_changes(books, other_books), refused("23503"), session("owner", books.tenant_id) as connection:
+        columns = connection.execute(
+            "SELECT attname FROM pg_attribute WHERE attrelid = %s::regclass AND attnum > 0", (table,)
+        ).fetchall()
+        wanted = {name for (name,) in columns}
+        filled = {name: value for name, value in more.items() if name in wanted} | {"tenant_id": books.tenant_id}
+        filled |= {name: foreign.get(str(value), value) for name, value in row.items()}
+        connection.execute(
+            f"INSERT INTO {table} ({', '.join(filled)}) VALUES ({', '.join(['%s'] * len(filled))})",
+            list(filled.values()),
+        )
+
+
+# --- What happens once -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_entry_is_reversed_once(books: Books, door: str) -> None:
+    ((entry_id,),) = books.rows("SELECT id::text FROM journal_entry WHERE event_type = 'manual_adjustment'")
+    books.post(books.reversal(entry_id))
+    draft = Draft(books)
+    draft.header |= {"event_type": "reversal", "reverses_entry_id": entry_id}
+    role, write = DOORS[door]
+    with (
+        nothing_changes(books),
+        refused("23505", "journal_entry_one_reversal"),
+        session(role, books.tenant_id) as connection,
+    ):
+        write(draft, connection)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_entry_is_settled_once(books: Books, door: str) -> None:
+    ((entry_id,),) = books.rows("SELECT id::text FROM journal_entry WHERE event_type = 'disbursement'")
+    books.post(books.settlement(entry_id, "2025-03-01"))
+    draft = Draft(books)
+    draft.header |= {"event_type": "disbursement_settled", "settles_entry_id": entry_id}
+    role, write = DOORS[door]
+    with (
+        nothing_changes(books),
+        refused("23505", "journal_entry_one_settlement"),
+        session(role, books.tenant_id) as connection,
+    ):
+        write(draft, connection)
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_an_external_reference_is_used_once_per_method_and_tenant(books: Books, other_books: Books, door: str) -> None:
+    books.post(books.payment(books.loan, 100, "2025-03-01", ref="wire 7"))
+    role, write = DOORS[door]
+    draft = Draft(books)
+    draft.header |= {"source_method": "ach", "external_ref": "wire 7"}
+    with (
+        nothing_changes(books),
+        refused("23505", "journal_entry_one_external_ref"),
+        session(role, books.tenant_id) as connection,
+    ):
+        write(draft, connection)
+    draft = Draft(other_books)
+    draft.header |= {"source_method": "ach", "external_ref": "wire 7"}
+    with session(role, other_books.tenant_id) as connection:
+        write(draft, connection)
+
+
+ACCRUE = """INSERT INTO loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor)
+            VALUES (%s, %s, %s, %s, %s, 1)"""
+
+
+@pytest.mark.parametrize(
+    ("revision", "reversed_before", "sqlstate", "wall"),
+    [
+        (0, False, "23505", "loan_accrual_pkey"),
+        (0, True, "23505", "loan_accrual_pkey"),
+        (1, False, "HP006", "loan_accrual_once_per_date"),
+        (2, True, "HP006", "loan_accrual_once_per_date"),
+        (-1, True, "HP006", "loan_accrual_once_per_date"),
+    ],
+)
+def test_a_date_accrues_again_only_as_the_next_revision_of_a_reversed_one(
+    books: Books, revision: int, reversed_before: bool, sqlstate: str, wall: str
+) -> None:
+    ((entry_id,),) = books.rows("SELECT id::text FROM journal_entry WHERE event_type = 'accrual'")
+    if reversed_before:
+        books.post(books.reversal(entry_id))
+    values = (books.tenant_id, books.loan.loan_id, "2025-02-10", revision, entry_id)
+    with nothing_changes(books), refused(sqlstate, wall), session("owner", books.tenant_id) as connection:
+        connection.execute(ACCRUE, values)
+
+
+def test_a_reversed_date_accrues_again(books: Books) -> None:
+    ((entry_id,),) = books.rows("SELECT id::text FROM journal_entry WHERE event_type = 'accrual'")
+    books.post(books.reversal(entry_id))
+    books.post(books.accrual("2025-02-10", (books.loan, 100_000, 501)))
+    assert books.rows("SELECT revision, interest_minor FROM loan_accrual ORDER BY 1") == [(0, 500), (1, 501)]
+
+
+# --- Balances and versions -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["1100", "1200", "1300", "2000"])
+@pytest.mark.parametrize("role", ["owner", "superuser"])
+def test_a_receivable_or_suspense_is_never_set_below_zero(books: Books, code: str, role: str) -> None:
+    """The constraint is the last wall behind the rules' own proof; it holds for every writer."""
+    books.post(books.payment(books.loans[1], 10, "2025-03-01"))
+    with (
+        nothing_changes(books),
+        refused("23514", "loan_balance_not_below_zero"),
+        session(role, books.tenant_id, replica=role == "superuser") as connection,
+    ):
+        connection.execute("UPDATE loan_balance SET balance_minor = -1 WHERE account_code = %s", (code,))
+
+
+def test_a_posting_whose_loan_has_moved_since_is_refused(books: Books) -> None:
+    """The version that the state was read at must still be the loan's: two postings that were decided on one state, as
+    without the loan's lock, cannot both be recorded."""
+    first, second = Draft(books), Draft(books)
+    with session("app", books.tenant_id) as connection:
+        first.record(connection)
+    # At other places in its entry, so that the index over a loan's history is not what stops it.
+    second.lines.insert(0, second.lines.pop(2))
+    second.lines.insert(0, second.lines.pop(3))
+    for sequence, line in enumerate(second.lines, 1):
+        line["sequence"] = sequence
+    with (
+        nothing_changes(books),
+        refused("HP007", "loan_version_moved"),
+        session("app", books.tenant_id) as connection,
+    ):
+        second.record(connection)
+
+
+def test_a_posting_without_a_tenant_is_refused(books: Books) -> None:
+    with nothing_changes(books), refused("42501"), session("app") as connection:
+        Draft(books).record(connection)
+
+
+# --- The application's own hands -------------------------------------------------------------------------------------
+
+# Everything but the journal of other applications' logins: what only the write path's functions write.
+RECORDED = [*walls.RECORDED, "outbox_message"]
+COMMANDS = [
+    "INSERT INTO {table} DEFAULT VALUES",
+    "INSERT INTO {table} SELECT * FROM {table}",
+    "UPDATE {table} SET tenant_id = tenant_id",
+    "DELETE FROM {table}",
+    "TRUNCATE {table}",
+    "COPY {table} FROM STDIN",
+]
+
+
+@pytest.mark.parametrize("role", ["app", "readonly"])
+@pytest.mark.parametrize("table", RECORDED)
+def test_the_application_writes_the_journal_through_the_write_path_alone(books: Books, table: str, role: str) -> None:
+    with nothing_changes(books):
+        for command in COMMANDS:
+            with refused("42501"), session(role, books.tenant_id) as connection:
+                connection.execute(command.format(table=table))
+
+
+def test_the_application_moves_no_loan_and_edits_no_master(books: Books) -> None:
+    opened_at_a_version = f"""INSERT INTO loan (tenant_id, id, borrower_id, program_id, currency, opened_on, version)
+        VALUES ('{books.tenant_id}', '{UNKNOWN}', '{UNKNOWN}', '{books.program_id}', 'USD', '2025-01-01', 7)"""
+    statements = [
+        opened_at_a_version,
+        "UPDATE loan SET version = version + 1",
+        "UPDATE loan SET principal_limit_minor = 1",
+        "UPDATE tenant SET timezone = 'UTC'",
+        "UPDATE program_terms SET annual_rate_bps = 0",
+        "UPDATE gl_account SET normal_side = 'CR'",
+        "UPDATE gl_account SET role = NULL",
+        "DELETE FROM gl_account",
+        "DELETE FROM loan",
+    ]
+    with nothing_changes(books):
+        for statement in statements:
+            with refused("42501"), session("app", books.tenant_id) as connection:
+                connection.execute(statement)
+
+
+def test_the_reader_may_not_run_the_write_path(books: Books) -> None:
+    for call in ("record_posting('[]', NULL, NULL, NULL)", "open_posting(NULL, NULL, NULL, NULL, NULL, NULL)"):
+        with nothing_changes(books), refused("42501"), session("readonly", books.tenant_id) as connection:
+            connection.execute(f"SELECT {call}")
+
+
+# --- The role at start-up --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def connected_as(role: str, password: str) -> Iterator[BaseDatabaseWrapper]:
+    """A Django connection as another role, in the place of the application's."""
+    connection = connections.create_connection("default")
+    connection.settings_dict = connection.settings_dict | {"USER": role, "PASSWORD": password}
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+@pytest.fixture
+def make_role() -> Iterator[Callable[..., tuple[str, str]]]:
+    """Make a login role like the application's by these statements, with `{role}` in the place of its name."""
+    made: list[str] = []
+
+    def make(*statements: str) -> tuple[str, str]:
+        role = f"hpts_test_{uuid.uuid4().hex[:12]}"
+        with psycopg.connect(os.environ[URLS["superuser"]], autocommit=True) as connection:
+            connection.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'test'")
+            made.append(role)
+            connection.execute(f"GRANT CONNECT ON DATABASE {connection.info.dbname} TO {role}")
+            connection.execute(f"GRANT USAGE ON SCHEMA public TO {role}")
+            for statement in statements:
+                connection.execute(statement.format(role=role, database=connection.info.dbname))
+        return role, "test"
+
+    yield make
+    with psycopg.connect(os.environ[URLS["superuser"]], autocommit=True) as connection:
+        for role in made:
+            connection.execute(f"REASSIGN OWNED BY {role} TO hpts_owner")
+            connection.execute(f"DROP OWNED BY {role} CASCADE")
+            connection.execute(f"DROP ROLE {role}")
+
+
+def test_the_applications_role_may_serve() -> None:
+    walls.check_role(connections["default"])
+    with connected_as(**_credentials("readonly")) as connection:
+        walls.check_role(connection)
+
+
+def _credentials(kind: str) -> dict[str, str]:
+    url = os.environ[URLS[kind]]
+    role, _, password = url.partition("://")[2].partition("@")[0].partition(":")
+    return {"role": role, "password": password}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fault"),
+    [("superuser", "it has SUPERUSER"), ("owner", "it owns the "), ("owner", "may CREATE in the schema")],
+)
+def test_the_roles_above_the_application_may_not_serve(kind: str, fault: str) -> None:
+    with connected_as(**_credentials(kind)) as connection, pytest.raises(walls.RoleRefused) as caught:
+        walls.check_role(connection)
+    assert fault in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("statement", "fault"),
+    [
+        ("ALTER ROLE {role} SUPERUSER", "it has SUPERUSER"),
+        ("ALTER ROLE {role} BYPASSRLS", "it has BYPASSRLS"),
+        ("ALTER ROLE {role} CREATEROLE", "it has CREATEROLE"),
+        ("ALTER ROLE {role} CREATEDB", "it has CREATEDB"),
+        ("ALTER ROLE {role} REPLICATION", "it has REPLICATION"),
+        ("GRANT hpts_owner TO {role}", "through hpts_owner it owns the "),
+        ("GRANT hpts_owner TO {role} WITH INHERIT FALSE, SET FALSE, ADMIN TRUE", "through hpts_owner it owns the "),
+        ("GRANT pg_write_all_data TO {role}", "it may DELETE on journal_entry"),
+        ("GRANT pg_execute_server_program TO {role}", "it is a member of pg_execute_server_program"),
+        ("GRANT pg_write_server_files TO {role}", "it is a member of pg_write_server_files"),
+        ("GRANT INSERT ON journal_entry TO {role}", "it may INSERT on journal_entry"),
+        ("GRANT INSERT (document) ON journal_entry TO {role}", "it may INSERT on journal_entry"),
+        ("GRANT UPDATE (document) ON journal_entry TO {role}", "it may UPDATE on journal_entry"),
+        ("GRANT DELETE ON journal_line TO {role}", "it may DELETE on journal_line"),
+        ("GRANT TRUNCATE ON journal_line TO {role}", "it may TRUNCATE on journal_line"),
+        ("GRANT TRIGGER ON journal_line TO {role}", "it may TRIGGER on journal_line"),
+        ("GRANT INSERT ON idempotency_key TO {role}", "it may INSERT on idempotency_key"),
+        ("GRANT UPDATE ON loan_balance TO {role}", "it may UPDATE on loan_balance"),
+        ("GRANT CREATE ON SCHEMA public TO {role}", "it may CREATE in the schema public"),
+        ("GRANT SET ON PARAMETER session_replication_role TO {role}", "it may SET session_replication_role"),
+        ("CREATE SCHEMA of_{role} AUTHORIZATION {role}", "it owns the schema of_hpts_test_"),
+        ("CREATE TABLE mine (); ALTER TABLE mine OWNER TO {role}", "it owns the "),
+        ("ALTER FUNCTION record_posting OWNER TO {role}", "it owns the function record_posting"),
+        ("ALTER DATABASE {database} OWNER TO {role}", "it owns the database"),
+    ],
+)
+def test_a_role_that_could_bypass_a_wall_may_not_serve(
+    make_role: Callable[..., tuple[str, str]], statement: str, fault: str
+) -> None:
+    role, password = make_role(statement)
+    with connected_as(role, password) as connection, pytest.raises(walls.RoleRefused) as caught:
+        walls.check_role(connection)
+    assert f"The database role {role} could bypass the ledger's walls: " in str(caught.value)
+    assert fault in str(caught.value)
+
+
+def test_a_superuser_who_has_stepped_down_may_not_serve() -> None:
+    """RESET ROLE would bring everything back: what counts is who the session can become."""
+    with connected_as(**_credentials("superuser")) as connection:
+        with connection.cursor() as cursor:
+            cursor.execute("SET ROLE hpts_app")
+        with pytest.raises(walls.RoleRefused, match="SUPERUSER"):
+            walls.check_role(connection)
+
+
+def test_the_check_command_says_what_is_wrong_with_the_role(monkeypatch: pytest.MonkeyPatch) -> None:
+    call_command("check", databases=["default"])
+    with connected_as(**_credentials("owner")) as owner:
+        monkeypatch.setattr(connections["default"], "cursor", owner.cursor)
+        with pytest.raises(SystemCheckError, match=r"hpts\.E001.*hpts_owner"):
+            call_command("check", databases=["default"])
+
+
+def test_the_api_does_not_start_as_the_owner() -> None:
+    """Exit 3 is what makes gunicorn stop altogether instead of starting another worker."""
+    ended = subprocess.run(
+        [sys.executable, "-c", "import hpts.wsgi"],
+        cwd=embedded.ROOT,
+        env=os.environ | {"DATABASE_URL": os.environ[URLS["owner"]]},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 3, ended.stderr
+    assert ended.stderr.startswith("The database role hpts_owner could bypass the ledger's walls: ")
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.fixture
+def stop_watching() -> Iterator[None]:
+    yield
+    connection_created.disconnect(walls._check_connection)
+
+
+@pytest.mark.usefixtures("stop_watching")
+@pytest.mark.parametrize("started", [worker_init, beat_init])
+def test_worker_and_beat_do_not_start_as_the_owner(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], started: Signal
+) -> None:
+    """Celery swallows what its signals raise, all but the end of the process."""
+    import_module("hpts.celery")
+    assert walls.watch_role in started._live_receivers(None)
+    alone = Signal(name="alone")
+    alone.connect(walls.watch_role)
+    alone.send(None)
+    with connected_as(**_credentials("owner")) as owner:
+        monkeypatch.setattr(walls, "connections", {"default": owner})
+        with pytest.raises(SystemExit) as ended:
+            alone.send(None)
+    assert ended.value.code == 3
+    assert capsys.readouterr().err.startswith("The database role hpts_owner could bypass the ledger's walls: ")
+
+
+@pytest.mark.usefixtures("stop_watching")
+def test_a_process_that_starts_before_its_database_checks_the_role_later(
+    monkeypatch: pytest.MonkeyPatch, make_role: Callable[..., tuple[str, str]]
+) -> None:
+    """The first connection that succeeds is the check; a refused one is closed again, so that nothing can use it."""
+    with connected_as(*make_role("ALTER ROLE {role} BYPASSRLS")) as watched:
+        monkeypatch.setattr(walls, "connections", {"default": watched})
+        port = watched.settings_dict["PORT"]
+        watched.settings_dict["PORT"] = 1
+        walls.watch_role()
+        watched.settings_dict["PORT"] = port
+        for _ in range(2):
+            with pytest.raises(ImproperlyConfigured, match="BYPASSRLS"):
+                watched.ensure_connection()

@@ -1,0 +1,584 @@
+"""The checks of ledger/proof.py, tried against damage: a superuser with the walls switched off spoils one thing at a time.
+
+Each damage is done and looked at inside one transaction that is rolled back, with the checks run as hpts_readonly.
+"""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import environ
+import pytest
+from django.db import connections, transaction
+from django.db.backends.utils import CursorWrapper
+
+from hpts.tenancy import tenant_transaction
+from ledger import proof
+from ledger.events import PENDING, Line
+from tests.ledger.conftest import URLS, Books, new_key, open_books, tenant_tables
+
+UNKNOWN = "00000000-0000-4000-8000-00000000dead"
+# The superuser's alias among Django's connections, for this module alone.
+SUPERUSER = "superuser"
+ALL = {check.__name__ for check in proof.CHECKS}
+
+
+class Story(NamedTuple):
+    """A tenant's books with something of everything, and the names under which the damages know its rows."""
+
+    books: Books
+    names: dict[str, str]
+
+
+@pytest.fixture(scope="module")
+def story(open_database: None) -> Story:
+    books = open_books(loans=2)
+    lent, other = books.loans
+    own_rate = books.open_loan(annual_rate_bps=700)
+    drawn = books.post(books.disbursement(lent, 100_000, "2025-01-10"))
+    settled = books.post(books.settlement(drawn.journal_entry_id, "2025-01-12"))
+    accrued = books.post(books.accrual("2025-02-10", (lent, 100_000, 500)))
+    again = books.post(books.accrual("2025-02-11", (lent, 100_000, 28)))
+    books.post(books.reversal(again.journal_entry_id, "2025-02-12"))
+    books.post(books.accrual("2025-02-11", (lent, 100_000, 27)))
+    key = new_key()
+    books.once(key, books.payment(lent, 20_000, "2025-02-15", ref="R-1"))
+    ((paid,),) = books.rows("SELECT id::text FROM journal_entry WHERE external_ref = 'R-1'")
+    twice = books.post(books.payment(lent, 1_000, "2025-02-16"))
+    reversed_ = books.post(books.reversal(twice.journal_entry_id, "2025-02-20"))
+    fee = books.post(books.fee(lent, 70, "2025-02-21"))
+    books.post(books.disbursement(other, 5_000, "2025-03-01", PENDING))
+    books.post(books.adjustment("2025-03-02", Line("1000", "DR", 900, "USD"), Line("3000", "CR", 900, "USD")))
+    names = {
+        "tenant": books.tenant_id,
+        "stranger": open_books().tenant_id,
+        "program": books.program_id,
+        "loan": lent.loan_id,
+        "other": other.loan_id,
+        "own_rate": own_rate.loan_id,
+        "disbursement": drawn.journal_entry_id,
+        "settlement": settled.journal_entry_id,
+        "accrual": accrued.journal_entry_id,
+        "payment": paid,
+        "twice": twice.journal_entry_id,
+        "reversal": reversed_.journal_entry_id,
+        "fee": fee.journal_entry_id,
+        "key": key,
+        "unknown": UNKNOWN,
+    }
+    return Story(books, names)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def superuser(open_database: None) -> Iterator[None]:
+    url = environ.Env.db_url_config(os.environ[URLS["superuser"]])
+    connections.settings[SUPERUSER] = connections.settings["owner"] | url
+    yield
+    connections[SUPERUSER].close()
+    del connections[SUPERUSER]
+    del connections.settings[SUPERUSER]
+
+
+def found(tenant_id: str, using: str = "readonly") -> dict[str, list[proof.Breach]]:
+    """What every check says, as the command asks it."""
+    with tenant_transaction(tenant_id, using=using) as cursor:
+        return _said(cursor)
+
+
+def _said(cursor: CursorWrapper) -> dict[str, list[proof.Breach]]:
+    return {check.__name__: breaches for check in proof.CHECKS if (breaches := check(cursor))}
+
+
+@contextmanager
+def damaged(story: Story, damage: str) -> Iterator[CursorWrapper]:
+    """A transaction in which the damage has been done and the session is hpts_readonly; nothing of it stays."""
+    with tenant_transaction(story.names["tenant"], using=SUPERUSER) as cursor:
+        for table in tenant_tables():
+            cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
+        for statement in damage.split(";"):
+            cursor.execute(statement, {name: value for name, value in story.names.items() if f"%({name})" in statement})
+            assert cursor.rowcount != 0, "the damage touched no row"
+        cursor.execute("SET LOCAL ROLE hpts_readonly")
+        yield cursor
+        transaction.set_rollback(True, using=SUPERUSER)
+
+
+# What is done to the books, which checks must see it, and a row that one of them must name.
+E = "UPDATE journal_entry SET"
+L = "UPDATE journal_line SET"
+OF = "WHERE tenant_id = %(tenant)s AND"
+REHASH = f"{E} content_hash = sha256(convert_to(document, 'UTF8')) {OF} id = %(payment)s"
+DAMAGES: dict[str, tuple[str, set[str], str]] = {
+    # The journal
+    "an entry says more lines than it has": (
+        f"{E} line_count = 4 {OF} id = %(payment)s",
+        {"entries_are_whole"},
+        "payment",
+    ),
+    "a line is deleted": (
+        f"DELETE FROM journal_line {OF} entry_id = %(payment)s AND sequence = 3",
+        {"entries_are_whole", "entries_balance", "balances_match_lines", "documents_match_rows", "trial_balance_is_zero"},
+        "payment",
+    ),
+    "all lines of an entry are deleted": (
+        f"DELETE FROM journal_line {OF} entry_id = %(payment)s",
+        {"entries_are_whole", "documents_match_rows", "versions_have_no_gap", "balances_match_lines"},
+        "payment",
+    ),
+    "a line is numbered past the end": (
+        f"{L} sequence = 9 {OF} entry_id = %(payment)s AND sequence = 3",
+        {"entries_are_whole", "documents_match_rows"},
+        "payment",
+    ),
+    "a line goes to another tenant": (
+        f"{L} tenant_id = %(stranger)s {OF} entry_id = %(payment)s AND sequence = 1",
+        {"entries_are_whole", "entries_balance", "trial_balance_is_zero"},
+        "payment",
+    ),
+    "an amount grows": (
+        f"{L} amount_minor = amount_minor + 1 {OF} entry_id = %(payment)s AND sequence = 2",
+        {"entries_balance", "trial_balance_is_zero", "balances_match_lines", "documents_match_rows"},
+        "payment",
+    ),
+    "an entry grows on both sides": (
+        f"{L} amount_minor = amount_minor + 1 {OF} entry_id = %(fee)s",
+        {"balances_match_lines", "control_accounts_match_loans", "documents_match_rows"},
+        "fee",
+    ),
+    "two entries are wrong by the same amount": (
+        f"{L} amount_minor = amount_minor + 5 {OF} entry_id = %(fee)s AND sequence = 1;"
+        f"{L} amount_minor = amount_minor - 5 {OF} entry_id = %(accrual)s AND sequence = 1",
+        {"entries_balance", "balances_match_lines", "documents_match_rows"},
+        "fee",
+    ),
+    "debits and credits change sides": (
+        f"{L} direction = CASE direction WHEN 'DR' THEN 'CR' ELSE 'DR' END {OF} entry_id = %(payment)s",
+        {"balances_match_lines", "documents_match_rows"},
+        "payment",
+    ),
+    "an entry moves to another layer": (
+        f"{L} layer = 'PENDING' {OF} entry_id = %(payment)s",
+        {"balances_match_lines", "documents_match_rows"},
+        "payment",
+    ),
+    "an entry changes its currency": (
+        f"{L} currency = 'EUR' {OF} entry_id = %(payment)s",
+        {"lines_belong_together", "documents_match_rows", "control_accounts_match_loans"},
+        "payment",
+    ),
+    "a line changes its account": (
+        f"{L} account_code = '4100' {OF} entry_id = %(accrual)s AND sequence = 2",
+        {"documents_match_rows"},
+        "accrual",
+    ),
+    "a line names an account that is not in the chart": (
+        f"{L} account_code = '8888' {OF} entry_id = %(fee)s AND sequence = 2",
+        {"lines_belong_together", "trial_balance_is_zero"},
+        "fee",
+    ),
+    "a line forgets its loan": (
+        f"{L} loan_id = NULL, borrower_id = NULL, loan_version = NULL {OF} entry_id = %(fee)s",
+        {"lines_belong_together", "control_accounts_match_loans", "entries_belong_together", "versions_have_no_gap"},
+        "fee",
+    ),
+    "a line names another borrower's loan": (
+        f"{L} loan_id = %(other)s {OF} entry_id = %(fee)s AND sequence = 1",
+        {"lines_belong_together", "balances_match_lines", "entries_belong_together"},
+        "fee",
+    ),
+    "a line names a loan that does not exist": (
+        f"{L} loan_id = %(unknown)s {OF} entry_id = %(fee)s",
+        {"lines_belong_together", "balances_match_lines"},
+        "fee",
+    ),
+    "a line is dated differently from its entry": (
+        f"{L} effective_at = '2025-02-14' {OF} entry_id = %(payment)s",
+        {"lines_belong_together"},
+        "payment",
+    ),
+    "the money is lent after it was repaid": (
+        f"{L} effective_at = '2025-06-01' {OF} entry_id = %(disbursement)s",
+        {"no_balance_was_ever_below_zero", "lines_belong_together"},
+        "loan",
+    ),
+    "a line changes its reference": (
+        f"{L} external_ref = 'R-2' {OF} entry_id = %(payment)s AND sequence = 1",
+        {"documents_match_rows"},
+        "payment",
+    ),
+    "an entry is deleted and its lines stay": (
+        f"DELETE FROM journal_entry {OF} id = %(payment)s",
+        {"lines_belong_together", "outbox_has_each_entry_once", "keys_point_to_entries"},
+        "payment",
+    ),
+    "an entry is dated back": (
+        f"{E} effective_at = '2025-02-14' {OF} id = %(payment)s",
+        {"documents_match_rows", "lines_belong_together"},
+        "payment",
+    ),
+    "an entry was posted at another time": (
+        f"{E} posted_at = posted_at - interval '1 day' {OF} id = %(payment)s",
+        {"documents_match_rows"},
+        "payment",
+    ),
+    "an entry becomes one of another kind": (
+        f"{E} event_type = 'recovery' {OF} id = %(payment)s",
+        {"documents_match_rows"},
+        "payment",
+    ),
+    "an entry changes its correlation": (
+        f"{E} correlation_id = gen_random_uuid() {OF} id = %(payment)s",
+        {"documents_match_rows"},
+        "payment",
+    ),
+    "an entry names a loan that its lines do not": (
+        f"{E} loan_id = %(other)s {OF} id = %(payment)s",
+        {"entries_belong_together"},
+        "payment",
+    ),
+    "a document says another amount": (
+        f"{E} document = replace(document, '20000', '20001') {OF} id = %(payment)s",
+        {"documents_match_rows", "hashes_match_documents"},
+        "payment",
+    ),
+    "a document says another amount and the hash agrees": (
+        f"{E} document = replace(document, '20000', '20001') {OF} id = %(payment)s;{REHASH}",
+        {"documents_match_rows"},
+        "payment",
+    ),
+    "a document is written with a space": (
+        f"{E} document = replace(document, ',\"v\"', ', \"v\"') {OF} id = %(payment)s;{REHASH}",
+        {"documents_match_rows"},
+        "payment",
+    ),
+    "a document is no JSON": (
+        f"{E} document = 'lost' {OF} id = %(payment)s;{REHASH}",
+        {"documents_match_rows"},
+        "payment",
+    ),
+    "a description is changed": (
+        f"{E} document = replace(document, 'By hand', 'By foot') {OF} id = %(fee)s",
+        {"hashes_match_documents"},
+        "fee",
+    ),
+    "a hash is another": (
+        f"{E} content_hash = sha256('lost') {OF} id = %(payment)s",
+        {"hashes_match_documents"},
+        "payment",
+    ),
+    # Balances and loans
+    "a balance is wrong": (
+        f"UPDATE loan_balance SET balance_minor = balance_minor + 1 {OF} loan_id = %(loan)s AND account_code = '1100'",
+        {"balances_match_lines", "control_accounts_match_loans"},
+        "loan",
+    ),
+    "a balance is deleted": (
+        f"DELETE FROM loan_balance {OF} loan_id = %(loan)s AND account_code = '1100'",
+        {"balances_match_lines", "control_accounts_match_loans"},
+        "loan",
+    ),
+    "two loans are wrong by the same amount": (
+        f"UPDATE loan_balance SET balance_minor = balance_minor - 5 {OF} loan_id = %(loan)s AND account_code = '1100';"
+        "INSERT INTO loan_balance VALUES (%(tenant)s, %(other)s, '1100', 'SETTLED', 'USD', 5, true)",
+        {"balances_match_lines"},
+        "other",
+    ),
+    "a balance is of a loan that does not exist": (
+        "INSERT INTO loan_balance VALUES (%(tenant)s, %(unknown)s, '1100', 'SETTLED', 'USD', 0, true)",
+        {"balances_belong_together"},
+        "unknown",
+    ),
+    "a balance is on an account that is not kept per loan": (
+        "INSERT INTO loan_balance VALUES (%(tenant)s, %(loan)s, '1000', 'SETTLED', 'USD', 0, false)",
+        {"balances_belong_together"},
+        "loan",
+    ),
+    "a balance may fall below zero": (
+        f"UPDATE loan_balance SET floored = false {OF} loan_id = %(loan)s AND account_code = '1100'",
+        {"balances_belong_together"},
+        "loan",
+    ),
+    "a balance changes its currency": (
+        f"UPDATE loan_balance SET currency = 'EUR' {OF} loan_id = %(loan)s AND account_code = '1100'",
+        {"balances_belong_together", "control_accounts_match_loans"},
+        "loan",
+    ),
+    "a loan is one version ahead": (
+        f"UPDATE loan SET version = version + 1 {OF} id = %(loan)s",
+        {"versions_have_no_gap"},
+        "loan",
+    ),
+    "a loan without entries has a version": (
+        f"UPDATE loan SET version = 1 {OF} id = %(own_rate)s",
+        {"versions_have_no_gap"},
+        "own_rate",
+    ),
+    "an entry of a loan is numbered past the end": (
+        f"{L} loan_version = 99 {OF} entry_id = %(payment)s",
+        {"versions_have_no_gap"},
+        "loan",
+    ),
+    "two entries of a loan have one number": (
+        "DROP INDEX journal_line_loan_history;"
+        f"{L} loan_version = loan_version - 1 {OF} entry_id = %(payment)s",
+        {"versions_have_no_gap"},
+        "loan",
+    ),
+    "an entry of a loan has two numbers": (
+        f"{L} loan_version = loan_version + 100 {OF} entry_id = %(payment)s AND sequence = 2",
+        {"versions_have_no_gap"},
+        "loan",
+    ),
+    "a loan does not remember when it moved": (
+        f"UPDATE loan SET last_effective_at = '2025-01-01' {OF} id = %(loan)s",
+        {"versions_have_no_gap"},
+        "loan",
+    ),
+    "a loan is deleted": (
+        f"DELETE FROM loan {OF} id = %(loan)s",
+        {"lines_belong_together", "balances_belong_together"},
+        "loan",
+    ),
+    "a loan changes its currency": (
+        f"UPDATE loan SET currency = 'EUR' {OF} id = %(loan)s",
+        {"lines_belong_together", "balances_belong_together", "entries_belong_together"},
+        "loan",
+    ),
+    "a loan changes its borrower": (
+        f"UPDATE loan SET borrower_id = %(unknown)s {OF} id = %(loan)s",
+        {"lines_belong_together"},
+        "payment",
+    ),
+    "a loan names a program that does not exist": (
+        f"UPDATE loan SET program_id = %(unknown)s {OF} id = %(loan)s",
+        {"entries_belong_together"},
+        "loan",
+    ),
+    # Masters
+    "a program is deleted": (
+        f"DELETE FROM program {OF} id = %(program)s",
+        {"entries_belong_together", "terms_belong_together"},
+        "loan",
+    ),
+    "a program loses its terms": (
+        f"DELETE FROM program_terms {OF} program_id = %(program)s",
+        {"terms_belong_together"},
+        "program",
+    ),
+    "terms name a loan that does not exist": (
+        f"UPDATE loan_terms SET loan_id = %(unknown)s {OF} loan_id = %(own_rate)s",
+        {"terms_belong_together"},
+        "unknown",
+    ),
+    "an account is deleted": (
+        f"DELETE FROM gl_account {OF} code = '1100'",
+        {"lines_belong_together", "balances_belong_together", "balances_match_lines", "trial_balance_is_zero"},
+        "payment",
+    ),
+    "an account changes its normal side": (
+        f"UPDATE gl_account SET normal_side = 'CR' {OF} code = '1100'",
+        {"balances_match_lines", "no_balance_was_ever_below_zero"},
+        "loan",
+    ),
+    "the tenant is deleted": (
+        "DELETE FROM tenant WHERE id = %(tenant)s",
+        {"terms_belong_together"},
+        "tenant",
+    ),
+    # What happens once
+    "a reversal forgets what it reverses": (
+        f"{E} reverses_entry_id = NULL {OF} id = %(reversal)s",
+        {"reversals_mirror_once", "documents_match_rows"},
+        "reversal",
+    ),
+    "a reversal reverses another entry": (
+        f"{E} reverses_entry_id = %(payment)s {OF} id = %(reversal)s",
+        {"reversals_mirror_once", "documents_match_rows"},
+        "reversal",
+    ),
+    "a reversal reverses an entry that does not exist": (
+        f"{E} reverses_entry_id = %(unknown)s {OF} id = %(reversal)s",
+        {"reversals_mirror_once", "entries_belong_together"},
+        "reversal",
+    ),
+    "an entry is reversed twice": (
+        f"DROP INDEX journal_entry_one_reversal;{E} reverses_entry_id = %(twice)s {OF} id = %(fee)s",
+        {"reversals_mirror_once"},
+        "twice",
+    ),
+    "a reversal is reversed": (
+        f"{E} event_type = 'reversal' {OF} id = %(twice)s",
+        {"reversals_mirror_once"},
+        "reversal",
+    ),
+    "a reversal is dated before what it reverses": (
+        f"{E} effective_at = '2025-02-01' {OF} id = %(reversal)s;"
+        f"{L} effective_at = '2025-02-01' {OF} entry_id = %(reversal)s",
+        {"reversals_mirror_once"},
+        "reversal",
+    ),
+    "a reversal is smaller than what it reverses": (
+        f"{L} amount_minor = 999 {OF} entry_id = %(reversal)s",
+        {"reversals_mirror_once", "balances_match_lines"},
+        "reversal",
+    ),
+    "a settlement forgets what it settles": (
+        f"{E} settles_entry_id = NULL {OF} id = %(settlement)s",
+        {"settlements_settle_once"},
+        "settlement",
+    ),
+    "a settlement settles a payment": (
+        f"{E} settles_entry_id = %(twice)s {OF} id = %(settlement)s",
+        {"settlements_settle_once"},
+        "settlement",
+    ),
+    "a disbursement is settled twice": (
+        f"DROP INDEX journal_entry_one_settlement;{E} settles_entry_id = %(disbursement)s {OF} id = %(fee)s",
+        {"settlements_settle_once"},
+        "disbursement",
+    ),
+    "a settled disbursement is reversed": (
+        f"{E} reverses_entry_id = %(disbursement)s {OF} id = %(reversal)s",
+        {"settlements_settle_once", "reversals_mirror_once"},
+        "disbursement",
+    ),
+    "an accrual is forgotten": (
+        f"DELETE FROM loan_accrual {OF} entry_id = %(accrual)s",
+        {"accruals_are_live_once"},
+        "accrual",
+    ),
+    "an accrual says other interest than its entry": (
+        f"UPDATE loan_accrual SET interest_minor = 501 {OF} entry_id = %(accrual)s",
+        {"accruals_are_live_once"},
+        "accrual",
+    ),
+    "an accrual is of another date than its entry": (
+        f"UPDATE loan_accrual SET accrual_date = '2025-02-09' {OF} entry_id = %(accrual)s",
+        {"accruals_are_live_once"},
+        "loan",
+    ),
+    "a date is accrued twice": (
+        "INSERT INTO loan_accrual SELECT tenant_id, loan_id, accrual_date, 1, entry_id, 0 "
+        f"FROM loan_accrual {OF} entry_id = %(accrual)s",
+        {"accruals_are_live_once"},
+        "loan",
+    ),
+    "an accrual's first revision is gone": (
+        f"DELETE FROM loan_accrual {OF} revision = 0 AND accrual_date = '2025-02-11'",
+        {"accruals_are_live_once"},
+        "loan",
+    ),
+    "an outbox message is lost": (
+        f"DELETE FROM outbox_message {OF} entry_id = %(payment)s",
+        {"outbox_has_each_entry_once"},
+        "payment",
+    ),
+    "an outbox message is there twice": (
+        "INSERT INTO outbox_message (tenant_id, created_xid, entry_id) VALUES (%(tenant)s, '7', %(payment)s)",
+        {"outbox_has_each_entry_once"},
+        "payment",
+    ),
+    "an outbox message is of another transaction": (
+        f"UPDATE outbox_message SET created_xid = '7' {OF} entry_id = %(payment)s",
+        {"outbox_has_each_entry_once"},
+        "payment",
+    ),
+    "an outbox message is of no entry": (
+        "INSERT INTO outbox_message (tenant_id, entry_id) VALUES (%(tenant)s, %(unknown)s)",
+        {"outbox_has_each_entry_once"},
+        "unknown",
+    ),
+    "a key's answer names an entry that does not exist": (
+        f"UPDATE idempotency_key SET response = replace(response, %(payment)s, %(unknown)s) {OF} key = %(key)s",
+        {"keys_point_to_entries"},
+        "key",
+    ),
+    "a key's answer is cut off": (
+        f"UPDATE idempotency_key SET response = left(response, 20) {OF} key = %(key)s",
+        {"keys_point_to_entries"},
+        "key",
+    ),
+}
+
+
+def test_sound_books_keep_every_promise(story: Story) -> None:
+    assert found(story.books.tenant_id) == {}
+
+
+def test_the_demo_of_damage_does_nothing_by_itself(story: Story) -> None:
+    with damaged(story, "SELECT 1") as cursor:
+        assert _said(cursor) == {}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_damage_is_seen_and_the_row_is_named(story: Story, name: str) -> None:
+    damage, expected, bad = DAMAGES[name]
+    with damaged(story, damage) as cursor:
+        said = _said(cursor)
+    assert expected <= said.keys(), said
+    named = [value for breaches in said.values() for breach in breaches for value in breach.row.values()]
+    assert story.names[bad] in named, said
+    assert all(breach.problem for breaches in said.values() for breach in breaches)
+
+
+def test_every_check_has_a_damage_that_it_sees() -> None:
+    assert set().union(*(expected for _, expected, _ in DAMAGES.values())) == ALL
+
+
+def test_every_table_of_a_tenant_is_damaged_once() -> None:
+    missing = [table for table in tenant_tables() if not any(table in damage for damage, _, _ in DAMAGES.values())]
+    assert missing == [], f"Add damages of {missing} to DAMAGES, and checks that see them."
+
+
+def test_a_check_names_no_more_rows_than_one_can_read(story: Story) -> None:
+    with damaged(story, f"{E} content_hash = sha256('lost') WHERE tenant_id = %(tenant)s") as cursor:
+        assert len(proof.hashes_match_documents(cursor)) == proof.NAMED
+
+
+def test_the_checks_look_at_one_tenant(story: Story) -> None:
+    with damaged(story, f"{E} content_hash = sha256('lost') {OF} id = %(payment)s") as cursor:
+        assert "hashes_match_documents" in _said(cursor)
+        cursor.execute("SELECT set_config('hpts.tenant_id', %s, true)", (story.names["stranger"],))
+        assert proof.hashes_match_documents(cursor) == [], "row security hides the damage from another tenant"
+
+
+def test_every_tenant_is_listed_and_one_without_its_row_too(story: Story) -> None:
+    from hpts.models import ApiClient
+
+    lost = str(uuid.uuid4())
+    client = ApiClient.objects.create(
+        tenant_id=lost,
+        allowed_scopes="hpts:ledger:read",
+        client_type=ApiClient.CLIENT_CONFIDENTIAL,
+        authorization_grant_type=ApiClient.GRANT_CLIENT_CREDENTIALS,
+    )
+    try:
+        listed = proof.tenants()
+        assert {story.books.tenant_id, story.names["stranger"], lost} <= set(listed)
+        assert len(listed) == len(set(listed))
+        assert found(lost).keys() == {"terms_belong_together"}
+    finally:
+        client.delete()
+
+
+@pytest.mark.parametrize("role", ["default", "readonly"])
+def test_a_role_lists_the_tenants_and_still_sees_none_of_their_rows(story: Story, role: str) -> None:
+    with connections[role].cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM tenant_ids()")
+        assert cursor.fetchone()[0] >= 2
+        cursor.execute("SELECT count(*) FROM tenant")
+        assert cursor.fetchone()[0] == 0
+
+
+def test_nobody_else_lists_the_tenants() -> None:
+    with connections[SUPERUSER].cursor() as cursor:
+        cursor.execute(
+            """SELECT coalesce(array_agg(grantee::regrole::text ORDER BY 1), '{}')
+               FROM pg_proc, aclexplode(proacl) WHERE proname = 'tenant_ids'"""
+        )
+        granted: list[Any] = cursor.fetchone()[0]
+    assert sorted(granted) == ["hpts_app", "hpts_owner", "hpts_readonly"]
