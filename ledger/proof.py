@@ -300,12 +300,12 @@ def terms_belong_together(cursor: CursorWrapper) -> list[Breach]:
            WHERE p.tenant_id = %(tenant)s
              AND NOT EXISTS (SELECT FROM program_terms t WHERE t.tenant_id = p.tenant_id AND t.program_id = p.id)
            UNION ALL
-           SELECT 'program_terms', json_build_object('id', t.id), 'there is no program ' || t.program_id
+           SELECT 'program_terms', json_build_object('program_id', t.program_id, 'id', t.id), 'there is no such program'
            FROM program_terms t
            WHERE t.tenant_id = %(tenant)s
              AND NOT EXISTS (SELECT FROM program p WHERE p.tenant_id = t.tenant_id AND p.id = t.program_id)
            UNION ALL
-           SELECT 'loan_terms', json_build_object('id', t.id), 'there is no loan ' || t.loan_id
+           SELECT 'loan_terms', json_build_object('loan_id', t.loan_id, 'id', t.id), 'there is no such loan'
            FROM loan_terms t
            WHERE t.tenant_id = %(tenant)s
              AND NOT EXISTS (SELECT FROM loan o WHERE o.tenant_id = t.tenant_id AND o.id = t.loan_id)""",

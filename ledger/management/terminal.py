@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import TypeVar
 
 from django.core.management.base import CommandError
@@ -27,11 +27,10 @@ def known_tenant(text: str) -> str:
     return tenant_id
 
 
-def bar(items: Sequence[T], title: str, *, shown: bool = True) -> Iterable[T]:
+def bar(items: Iterable[T], title: str, *, total: int, shown: bool = True) -> Iterable[T]:
     """The items, with a progress bar on the terminal while they are worked on. It never touches the standard output."""
-    return track(
-        items, title, console=Console(stderr=True), disable=not (shown and sys.stderr.isatty()), transient=True
-    )
+    shown = shown and sys.stderr.isatty()
+    return track(items, title, total=total, console=Console(stderr=True), disable=not shown, transient=True)
 
 
 def drawn(*parts: RenderableType) -> str:

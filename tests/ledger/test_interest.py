@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import date, timedelta
 from fractions import Fraction
+from itertools import pairwise
 from random import Random
 
 import pytest
@@ -68,7 +69,7 @@ def test_a_day_by_day_accrual_sums_to_the_whole_and_is_rounded_once(convention: 
         return interest_exact(movements, 1_199, convention, opened_on, day)
 
     days = [opened_on + timedelta(days=number) for number in range(801)]
-    posted = [rounded(exact(day)) - rounded(exact(before)) for before, day in zip(days, days[1:], strict=False)]
+    posted = [rounded(exact(day)) - rounded(exact(before)) for before, day in pairwise(days)]
     assert sum(posted) == rounded(exact(through)), f"seed {seed}"
 
 

@@ -56,7 +56,7 @@ class Command(BaseCommand):
         try:
             differences = [
                 difference
-                for chunk in bar(chunks, "Summing the lines", shown=not options["json"])
+                for chunk in bar(chunks, "Summing the lines", total=len(chunks), shown=not options["json"])
                 for difference in visit(tenant_id, chunk)
             ]
         except Problem as problem:

@@ -1,0 +1,380 @@
+"""A tenant sees and touches its own rows and no others: what the catalogue says of every table, and what happens.
+
+Two walls that do not lean on each other: row security, and `tenant_id` in every statement. Each is tried with the other
+one away.
+"""
+
+from __future__ import annotations
+
+import inspect
+import uuid
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import pytest
+from django.apps import apps
+from django.db import connections
+from django.db.utils import DataError, ProgrammingError
+
+from hpts.tenancy import TenantOwned, current_tenant, tenant_transaction
+from ledger import queries
+from tests.ledger.conftest import (
+    Books,
+    contents,
+    new_key,
+    nothing_changes,
+    onlooker,
+    open_books,
+    race,
+    refused,
+    session,
+    tenant_tables,
+)
+
+# The path of a request: authentication reads clients before any tenant is known.
+NOT_BEHIND_ROW_SECURITY = {"hpts_apiclient"}
+
+
+def catalogue(query: str, *parameters: object) -> list[tuple[Any, ...]]:
+    return onlooker().execute(query, parameters).fetchall()
+
+
+# --- What the catalogue says -----------------------------------------------------------------------------------------
+
+
+def test_the_tables_of_tenants_are_known() -> None:
+    """A new table with a tenant_id comes under every test here by itself; a tenant's table without one would not."""
+    rows = catalogue(
+        """SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
+           AND relname !~ '^(auth|django|oauth2_provider)_'"""
+    )
+    assert {name for (name,) in rows} == {*tenant_tables(), *NOT_BEHIND_ROW_SECURITY}
+    assert "journal_line" in tenant_tables()
+
+
+def test_every_tenant_table_has_row_security_that_binds_its_owner_too() -> None:
+    rows = catalogue(
+        "SELECT relname, relrowsecurity, relforcerowsecurity FROM pg_class WHERE oid = ANY (%s::regclass[])",
+        tenant_tables(),
+    )
+    assert sorted(rows) == [(table, True, True) for table in tenant_tables()]
+
+
+def test_every_policy_names_the_tenant_of_the_transaction_for_reading_and_for_writing() -> None:
+    """One policy per table, for every command and role. NULLIF, because a setting that was local once is '' afterwards.
+
+    The one more is the owner's list of tenants, which every other role reads through a function that gives ids alone.
+    """
+    rows = catalogue("SELECT tablename, policyname, permissive, roles::text, cmd, qual, with_check FROM pg_policies")
+    listed = ("tenant", "tenant_listed_by_owner", "PERMISSIVE", "{hpts_owner}", "SELECT", "true", None)
+    found = {row[0]: row[2:] for row in rows if row != listed}
+    assert len(found) == len([row for row in rows if row != listed]), (
+        "a second permissive policy opens what the first closes"
+    )
+    setting = "(NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid"
+    for table in tenant_tables():
+        column = "id" if table == "tenant" else "tenant_id"
+        condition = f"({column} = {setting})"
+        assert found[table] == ("PERMISSIVE", "{public}", "ALL", condition, condition), table
+
+
+def test_every_key_and_index_starts_with_the_tenant() -> None:
+    """A unique key over all tenants would tell one of another's values."""
+    rows = catalogue(
+        """SELECT i.indexrelid::regclass::text, a.attname
+           FROM pg_index i JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = i.indkey[0]
+           WHERE i.indrelid = ANY (%s::regclass[]) AND i.indrelid <> 'tenant'::regclass""",
+        tenant_tables(),
+    )
+    assert len(rows) > len(tenant_tables())
+    assert [row for row in rows if row[1] != "tenant_id"] == []
+
+
+def test_every_tenant_table_has_a_primary_key() -> None:
+    rows = catalogue(
+        "SELECT conrelid::regclass::text FROM pg_constraint WHERE contype = 'p' AND conrelid = ANY (%s::regclass[])",
+        tenant_tables(),
+    )
+    assert sorted(name for (name,) in rows) == tenant_tables()
+
+
+def test_every_foreign_key_starts_with_the_tenant_and_does_nothing_by_itself() -> None:
+    """Foreign keys look behind row security, and referential actions run as the table's owner: so NO ACTION, never
+    CASCADE or SET NULL."""
+    rows = catalogue(
+        """SELECT c.conname, c.confrelid::regclass::text, a.attname, f.attname, c.confdeltype::text, c.confupdtype::text
+           FROM pg_constraint c
+           JOIN pg_attribute a ON a.attrelid = c.conrelid AND a.attnum = c.conkey[1]
+           JOIN pg_attribute f ON f.attrelid = c.confrelid AND f.attnum = c.confkey[1]
+           WHERE c.contype = 'f' AND (c.conrelid = ANY (%s::regclass[]) OR c.confrelid = ANY (%s::regclass[]))""",
+        tenant_tables(),
+        tenant_tables(),
+    )
+    assert {row[0] for row in rows} >= {"journal_line_entry", "journal_entry_reverses", "loan_program"}
+    for name, target, column, referred, on_delete, on_update in rows:
+        expected = "id" if target == "tenant" else "tenant_id"
+        assert (column, referred, on_delete, on_update) == ("tenant_id", expected, "a", "a"), name
+
+
+def test_no_view_looks_with_its_owners_eyes() -> None:
+    """A view without security_invoker reads as its owner; a materialised view has no row security at all."""
+    rows = catalogue(
+        """SELECT relname, relkind::text, coalesce(reloptions::text, '') FROM pg_class
+           WHERE relnamespace = 'public'::regnamespace AND relkind IN ('v', 'm')"""
+    )
+    for name, kind, options in rows:
+        assert (kind, "security_invoker=true" in options) == ("v", True), name
+
+
+def test_the_roles_are_ordinary() -> None:
+    """The application and the reader can become nobody, and own nothing."""
+    rows = catalogue(
+        """SELECT rolname, rolsuper OR rolbypassrls OR rolcreaterole OR rolcreatedb OR rolreplication,
+                  EXISTS (SELECT FROM pg_auth_members m WHERE m.member = r.oid),
+                  EXISTS (SELECT FROM pg_class c WHERE c.relowner = r.oid)
+           FROM pg_roles r WHERE rolname IN ('hpts_app', 'hpts_readonly') ORDER BY 1"""
+    )
+    assert rows == [("hpts_app", False, False, False), ("hpts_readonly", False, False, False)]
+
+
+def test_nobody_but_the_owner_changes_rows_of_the_journal() -> None:
+    """Every grant on what the write path records, to anybody: reading."""
+    rows = catalogue(
+        """SELECT DISTINCT c.relname, acl.grantee::regrole::text, acl.privilege_type
+           FROM pg_class c, aclexplode(c.relacl) acl
+           WHERE c.relname IN ('journal_entry', 'journal_line', 'loan_balance', 'loan_accrual', 'idempotency_key')
+             AND acl.grantee <> c.relowner"""
+    )
+    assert {privilege for _, _, privilege in rows} == {"SELECT"}
+    assert {grantee for _, grantee, _ in rows} == {"hpts_app", "hpts_readonly"}
+    columns = catalogue(
+        """SELECT a.attrelid::regclass::text, a.attname FROM pg_attribute a, aclexplode(a.attacl) acl
+           WHERE a.attrelid = ANY (%s::regclass[]) AND acl.privilege_type = 'UPDATE'""",
+        tenant_tables(),
+    )
+    assert set(columns) == {("gl_account", "closed_at"), ("gl_account", "closure_reason")}
+
+
+# --- Without a tenant ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["app", "readonly", "owner"])
+def test_without_a_tenant_there_are_no_rows(books: Books, role: str) -> None:
+    """The setting may be missing, or empty as it is after a transaction that had it."""
+    books.once(new_key(), books.payment(books.loan, 1, "2025-03-01"))
+    filled = {table for table, (count, _) in contents(books.tenant_id).items() if count}
+    assert filled > {"journal_entry", "journal_line", "idempotency_key", "outbox_message"}
+    for setting in (None, ""):
+        with session(role, setting) as connection:
+            for table in tenant_tables():
+                ((count,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
+                # The owner alone lists tenants; see the policy of that name.
+                assert count == 0 or (role, table) == ("owner", "tenant"), table
+
+
+@pytest.mark.parametrize("role", ["app", "readonly"])
+def test_a_setting_that_is_no_tenant_shows_nothing(books: Books, role: str) -> None:
+    for setting in ("nobody", "' OR true --", books.tenant_id + "0"):
+        with refused("22P02"), session(role, setting) as connection:
+            connection.execute("SELECT count(*) FROM journal_line")
+    with session(role, str(uuid.uuid4())) as connection:
+        assert connection.execute("SELECT count(*) FROM journal_line").fetchall() == [(0,)]
+
+
+def test_outside_of_a_transaction_the_orm_refuses_and_sql_sees_nothing(books: Books) -> None:
+    for model in tenant_models():
+        with pytest.raises(RuntimeError, match="only inside tenant_transaction"):
+            model.objects.count()  # type: ignore[attr-defined]
+    with pytest.raises(RuntimeError):
+        current_tenant()
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM journal_entry")
+        assert cursor.fetchone() == (0,)
+
+
+def tenant_models() -> list[type[TenantOwned]]:
+    return [model for model in apps.get_models() if issubclass(model, TenantOwned)]
+
+
+# --- tenant_transaction ----------------------------------------------------------------------------------------------
+
+
+def test_a_tenant_transaction_does_not_nest_whichever_tenant_it_is(books: Books, other_books: Books) -> None:
+    with tenant_transaction(books.tenant_id) as cursor:
+        for tenant_id in (books.tenant_id, other_books.tenant_id):
+            with pytest.raises(RuntimeError, match="does not nest"), tenant_transaction(tenant_id):
+                pass
+        assert current_tenant() == books.tenant_id
+        cursor.execute("SELECT current_setting('hpts.tenant_id')")
+        assert cursor.fetchone() == (books.tenant_id,)
+        cursor.execute("SELECT DISTINCT tenant_id::text FROM journal_entry")
+        assert cursor.fetchall() == [(books.tenant_id,)]
+
+
+@pytest.mark.parametrize("ending", ["commit", "rollback", "error in the database", "error at the opening"])
+def test_the_setting_is_gone_with_its_transaction(books: Books, ending: str) -> None:
+    """On the connection, which stays open, and in Python."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        before = cursor.fetchone()
+    if ending == "commit":
+        with tenant_transaction(books.tenant_id) as cursor:
+            cursor.execute("SELECT 1")
+    elif ending == "rollback":
+        with pytest.raises(ZeroDivisionError), tenant_transaction(books.tenant_id):
+            raise ZeroDivisionError
+    elif ending == "error in the database":
+        with pytest.raises(ProgrammingError), tenant_transaction(books.tenant_id) as cursor:
+            cursor.execute("SELECT nothing")
+    else:
+        with pytest.raises(DataError), tenant_transaction(books.tenant_id, "SELECT 1 / length(%s || '') - 1 / 0"):
+            pass
+    with pytest.raises(RuntimeError):
+        current_tenant()
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid(), coalesce(current_setting('hpts.tenant_id', true), '')")
+        assert cursor.fetchone() == (*before, "")
+        cursor.execute("SELECT count(*) FROM loan")
+        assert cursor.fetchone() == (0,)
+
+
+def test_two_tenants_take_turns_on_one_connection(books: Books, other_books: Books) -> None:
+    """Neither ever sees a row of the other: not what was read before, not what was posted before."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT pg_backend_pid()")
+        backend = cursor.fetchone()
+    for turn in range(100):
+        for own in (books, other_books):
+            if turn % 10 == 0:
+                own.post(own.payment(own.loan, 1, "2025-03-01"))
+            with tenant_transaction(own.tenant_id) as cursor:
+                cursor.execute("SELECT pg_backend_pid()")
+                assert cursor.fetchone() == backend
+                for table in ("journal_entry", "journal_line", "loan", "loan_balance", "outbox_message"):
+                    cursor.execute(f"SELECT array_agg(DISTINCT tenant_id::text) FROM {table}")
+                    assert cursor.fetchone() == ([own.tenant_id],)
+
+
+def test_each_thread_is_in_its_own_tenant(books: Books, other_books: Books) -> None:
+    def read(own: Books) -> Callable[[], set[str]]:
+        def run() -> set[str]:
+            seen = set()
+            for _ in range(50):
+                with tenant_transaction(own.tenant_id) as cursor:
+                    cursor.execute("SELECT DISTINCT tenant_id::text FROM journal_line")
+                    seen |= {row[0] for row in cursor.fetchall()} | {current_tenant()}
+            return seen
+
+        return run
+
+    turns = [books, other_books] * 4
+    assert race(*(read(own) for own in turns)) == [{own.tenant_id} for own in turns]
+
+
+# --- Each wall without the other -------------------------------------------------------------------------------------
+
+
+def test_row_security_alone_shows_one_tenant(books: Books, other_books: Books) -> None:
+    """Statements that name no tenant at all."""
+    for own in (books, other_books):
+        with session("app", own.tenant_id) as connection:
+            for table in tenant_tables():
+                ((seen,),) = connection.execute(f"SELECT count(*) FROM {table}").fetchall()
+                assert seen == contents(own.tenant_id)[table][0], table
+
+
+def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) -> None:
+    """Every question of ledger/queries.py, asked by a superuser, whom no row security binds: the answer is the same."""
+    loan_id = books.loan.loan_id
+    ((entry_id,),) = books.rows("SELECT id::text FROM journal_entry ORDER BY posted_at LIMIT 1")
+    day, later = date(2025, 2, 1), date(2025, 12, 31)
+    pages: dict[str, Any] = {"after": None, "limit": 50}
+    asked: dict[str, list[dict[str, Any]]] = {
+        "today": [{}],
+        "read_chart": [{}],
+        "accounts": [{}],
+        "program": [{"program_id": books.program_id, "on": day}, {"program_id": other_books.program_id, "on": day}],
+        "programs": [{"on": day} | pages],
+        "loan": [{"loan_id": loan_id, "on": day}, {"loan_id": other_books.loan.loan_id, "on": day}],
+        "loans": [{"on": day, "program_id": None, "borrower_id": None, "state": None} | pages],
+        "loan_version": [{"loan_id": loan_id}, {"loan_id": other_books.loan.loan_id}],
+        "entry": [{"entry_id": entry_id}],
+        "history": [
+            {"loan_id": of, "from_date": None, "to_date": None, "kind": None, "after": 0, "limit": 50}
+            for of in (loan_id, other_books.loan.loan_id)
+        ],
+        "loan_balances": [
+            {"loan_id": of, "as_of": on} for of in (loan_id, other_books.loan.loan_id) for on in (day, later)
+        ],
+        "trial_balance": [{"currency": "USD", "layer": "SETTLED", "as_of": later}],
+    }
+    questions = {
+        name: question
+        for name, question in inspect.getmembers(queries, inspect.isfunction)
+        if question.__module__ == queries.__name__
+        and "cursor" in inspect.signature(question).parameters
+        and name[0] != "_"
+    }
+    assert asked.keys() == questions.keys(), "a new question needs an example here"
+    for name, examples in asked.items():
+        for parameters in examples:
+            with tenant_transaction(books.tenant_id) as cursor:
+                ours = questions[name](cursor, **parameters)
+                with session("superuser") as connection, connection.cursor() as all_seeing:
+                    theirs = questions[name](all_seeing, **parameters)
+            assert _plain(ours) == _plain(theirs), name
+
+
+def _plain(answer: object) -> object:
+    """A chart compares by what it holds."""
+    return vars(answer) if type(answer).__module__ == "ledger.chart" else answer
+
+
+def test_every_model_filters_by_the_tenant_of_the_transaction(books: Books) -> None:
+    with tenant_transaction(books.tenant_id):
+        for model in tenant_models():
+            query = str(model.objects.all().query)  # type: ignore[attr-defined]
+            assert f'"tenant_id" = {books.tenant_id}' in query, model
+
+
+# --- Reaching over ---------------------------------------------------------------------------------------------------
+
+
+def test_a_row_of_another_tenant_is_not_written(books: Books, other_books: Books) -> None:
+    """Row security checks what comes in, for the owner too."""
+    ours = f"'{other_books.tenant_id}'"
+    with nothing_changes(books, other_books):
+        for role, statement in (
+            ("app", "INSERT INTO tenant VALUES (gen_random_uuid(), 'x', 'USD', 'UTC')"),
+            ("app", f"INSERT INTO gl_account SELECT {ours}, '7777', 'x', 'asset', 'DR', false, NULL"),
+            ("app", f"INSERT INTO program SELECT {ours}, gen_random_uuid(), 'x', 'USD', 'ACT_365'"),
+            ("app", f"INSERT INTO program_terms (tenant_id) SELECT {ours}"),
+            ("owner", f"INSERT INTO idempotency_key VALUES ({ours}, 'key', '', '')"),
+            ("owner", f"INSERT INTO outbox_message (tenant_id, entry_id) SELECT {ours}, gen_random_uuid()"),
+            ("owner", f"UPDATE gl_account SET name = name, closed_at = now() WHERE false OR tenant_id = {ours}"),
+        ):
+            with session(role, books.tenant_id) as connection:
+                if statement.startswith("UPDATE"):
+                    assert connection.execute(statement).rowcount == 0
+                    continue
+                with refused("42501"):
+                    connection.execute(statement)
+                connection.rollback()
+
+
+def test_a_key_of_one_tenant_is_free_for_another(books: Books, other_books: Books) -> None:
+    """Keys, references and ids belong to a tenant: the same ones elsewhere are nobody's business, and tell nothing."""
+    key = new_key()
+    first = books.once(key, books.payment(books.loan, 10, "2025-03-01", ref="same"))
+    second = other_books.once(key, other_books.payment(other_books.loan, 10, "2025-03-01", ref="same"))
+    assert (first.replayed, second.replayed) == (False, False)
+
+
+def test_two_tenants_may_give_a_loan_the_same_id(books: Books) -> None:
+    twin = open_books()
+    loan_id = books.loan.loan_id
+    made = twin.open_loan(loan_id=loan_id)
+    twin.post(twin.disbursement(made, 7, "2025-01-10"))
+    assert twin.balances(made) == {("1100", "SETTLED"): 7}
+    assert books.balances(books.loan)[("1100", "SETTLED")] == 100_000
