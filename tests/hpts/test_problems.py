@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import DatabaseError, OperationalError, ProgrammingError, connection
@@ -196,6 +198,7 @@ def leaks_nothing(answer: Any) -> None:
     ],
 )
 def test_a_fault_of_ours_tells_nothing_but_its_id(api: Api, monkeypatch: Any, caplog: Any, target: str, path: str) -> None:
+    api.token()
     monkeypatch.setattr(target, boom)
     answer = api.call("GET", path.partition("?")[0], QUERY_STRING=path.partition("?")[2])
     refused(answer, 500, "internal_error")
@@ -301,10 +304,6 @@ def test_a_connection_that_died_is_replaced(acme: Lender) -> None:
     shown(acme.api.get("/v1/accounts"))
     assert connection.connection is not None
     backend = connection.connection.info.backend_pid
-    import os
-
-    import psycopg
-
     with psycopg.connect(os.environ["HPTS_SUPERUSER_DATABASE_URL"], autocommit=True) as administrator:
         administrator.execute("SELECT pg_terminate_backend(%s, 5000)", (backend,))
     posted(acme.api.post("/v1/payments", payment_of(acme.loan)))
