@@ -60,4 +60,5 @@ requirements: install ## compile requirements*.in into requirements*.txt with ha
 	done
 
 clean: ## remove .venv and var (the demo's books too)
+	@for link in var/*/elsewhere; do if [ -L "$$link" ]; then rm -rf "$$(readlink "$$link")"; fi; done
 	rm -rf .venv var .mypy_cache .pytest_cache .ruff_cache

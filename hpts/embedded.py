@@ -36,7 +36,7 @@ from typing import IO, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ROLES_SQL = ROOT / "deploy" / "roles.sql"
-# Data and programs go here when the account of the servers cannot reach the checkout. Not /tmp, which a reboot empties.
+# Data and programs go here when the servers' account cannot reach the checkout. Not /tmp, which a reboot empties.
 OUTSIDE = Path("/var/tmp")
 START_SECONDS = 60.0
 LOG_BYTES = 8 * 1024 * 1024
@@ -249,35 +249,6 @@ def _reachable(path: Path, account: pwd.struct_passwd | None) -> bool:
     return os.waitpid(child, 0)[1] == 0
 
 
-def _outside(path: Path) -> Path:
-    """A directory of our own in OUTSIDE that stands for `path`; other users may pass through it and list nothing."""
-    directory = OUTSIDE / f"hpts-{hashlib.sha256(str(path).encode()).hexdigest()[:16]}"
-    directory.mkdir(mode=0o711, exist_ok=True)
-    if directory.lstat().st_uid != os.geteuid() or directory.is_symlink():
-        raise EmbeddedError(f"{directory} belongs to somebody else. Remove it and start again.")
-    directory.chmod(0o711)
-    return directory
-
-
-def _program_for(account: pwd.struct_passwd | None, tree: Path, program: str) -> Path:
-    """The program `tree/program`, or that of a copy of the tree when the account cannot reach the original."""
-    original = tree / program
-    if account is None or _reachable(original, account):
-        return original
-    stamp = original.stat()
-    copy = _outside(tree) / f"programs-{stamp.st_size}-{int(stamp.st_mtime)}"
-    with locked(copy.with_suffix(".lock")):
-        if not copy.exists():
-            draft = copy.with_suffix(".new")
-            shutil.rmtree(draft, ignore_errors=True)
-            shutil.copytree(tree, draft, symlinks=True)
-            for path in [draft, *draft.rglob("*")]:
-                if not path.is_symlink():
-                    path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
-            draft.rename(copy)
-    return copy / program
-
-
 # --- Servers ---------------------------------------------------------------------------------------------------------
 
 
@@ -309,16 +280,47 @@ class Server:
         return pwd.getpwnam("nobody")
 
     def _base(self) -> Path:
-        """The directory of the data: `var/<kind>`, or one outside when the account cannot get there (a 0700 home)."""
+        """The directory of the data: `var/<kind>`, or one elsewhere when the account cannot get there (a 0700 home)."""
         for path in (self.state, self.directory):
             path.chmod(path.stat().st_mode | 0o711)
         if (self.directory / "data").exists() or _reachable(self.directory, self.account):
             return self.directory
-        base = _outside(self.directory)
+        return self._elsewhere()
+
+    def _elsewhere(self) -> Path:
+        """A directory of our own that the account can pass through, linked from here; others can list nothing in it."""
+        digest = hashlib.sha256(str(self.directory).encode()).hexdigest()[:16]
+        directory = OUTSIDE / f"hpts-{digest}"
+        directory.mkdir(exist_ok=True)
+        if directory.is_symlink() or directory.stat().st_uid != os.geteuid():
+            raise EmbeddedError(f"{directory} belongs to somebody else. Remove it and start again.")
+        directory.chmod(0o711)
         link = self.directory / "elsewhere"
         link.unlink(missing_ok=True)
-        link.symlink_to(base)
-        return base
+        link.symlink_to(directory)
+        return directory
+
+    def _reachable_program(self, program: Path, root: Path, *needed: str) -> str:
+        """The program, or a copy when the account cannot reach it; a copy keeps the places of what it needs below root."""
+        if _reachable(program, self.account):
+            return str(program)
+        stamp = program.stat()
+        copy = self._elsewhere() / f"programs-{stamp.st_size}-{int(stamp.st_mtime)}"
+        if not copy.exists():
+            draft = copy.with_suffix(".new")
+            shutil.rmtree(draft, ignore_errors=True)
+            for name in needed:
+                original, target = root / name, draft / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if original.is_dir():
+                    shutil.copytree(original, target, symlinks=True)
+                else:
+                    shutil.copy2(original, target)
+            for path in [draft, *draft.rglob("*")]:
+                if not path.is_symlink():
+                    path.chmod(0o755 if path.stat().st_mode & 0o100 else 0o644)
+            draft.rename(copy)
+        return str(copy / program.relative_to(root))
 
     def prepare(self) -> None:
         """Make the data directory when there is none."""
@@ -396,7 +398,10 @@ class Postgres(Server):
     stop_steps = ((signal.SIGINT, 15.0), (signal.SIGQUIT, 5.0))
 
     def _program(self, name: str) -> str:
-        return str(_program_for(self.account, postgres_programs(), f"bin/{name}"))
+        programs = postgres_programs()
+        package = programs.parent
+        needed = (f"{package.name}/{programs.name}", f"{package.name}.libs")
+        return self._reachable_program(programs / "bin" / name, package.parent, *needed)
 
     def prepare(self) -> None:
         (self.data / "postmaster.pid").unlink(missing_ok=True)
@@ -472,13 +477,8 @@ class Redis(Server):
         found = shutil.which("redis-server") or shutil.which("redis-server", path=os.path.dirname(sys.executable))
         if found is None:
             raise EmbeddedError("There is no redis-server here: install Redis 6.2 or newer, or set REDIS_URL.")
-        if _reachable(Path(found), self.account):
-            return found
-        # Copied alone, because the directory around it can be a whole /usr/bin.
-        copy = _outside(self.directory) / "redis-server"
-        shutil.copyfile(found, copy)
-        copy.chmod(0o755)
-        return str(copy)
+        program = Path(found).resolve()
+        return self._reachable_program(program, program.parent, program.name)
 
     def prepare(self) -> None:
         self.data.mkdir(mode=0o700, exist_ok=True)
@@ -566,7 +566,7 @@ def keep(kind: str, state: Path, *, throwaway: bool) -> None:
 
 def _remove(server: Server) -> None:
     """Remove what a throw-away server leaves; the last one takes the state directory with it."""
-    for path in {server.base, server.directory}:
+    for path in ((server.directory / "elsewhere").resolve(), server.directory):
         shutil.rmtree(path, ignore_errors=True)
     if not any((server.state / kind).exists() for kind in SERVERS):
         shutil.rmtree(server.state, ignore_errors=True)
@@ -716,7 +716,7 @@ def main(arguments: list[str]) -> int:
             case _:
                 print("usage: python -m hpts.embedded serve | temporary COMMAND ...", file=sys.stderr)
                 return 2
-    except EmbeddedError as error:
+    except (EmbeddedError, PermissionError) as error:
         print(error, file=sys.stderr)
         return 1
     return 0

@@ -77,4 +77,21 @@ def _migrations() -> None:
         raise RuntimeError("Migrations are missing.")
 
 
-CHECKS: dict[str, Callable[[], None]] = {"database": _database, "broker": _broker, "migrations": _migrations}
+def _outbox() -> None:
+    """What follows the outbox reads behind the oldest transaction that writes: one that hangs stops all announcements."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute(
+            """SELECT count(*) FROM pg_stat_activity
+               WHERE datname = current_database() AND backend_xid IS NOT NULL
+                 AND xact_start < clock_timestamp() - interval '60 seconds'"""
+        )
+        if cursor.fetchone()[0]:
+            raise RuntimeError("A writing transaction is older than a minute.")
+
+
+CHECKS: dict[str, Callable[[], None]] = {
+    "database": _database,
+    "broker": _broker,
+    "migrations": _migrations,
+    "outbox": _outbox,
+}

@@ -403,7 +403,7 @@ def main(arguments: list[str]) -> int:
         for number in STOP_SIGNALS:
             signal.signal(number, _interrupt)
         Supervisor(_port(), os.environ.get("HPTS_HOST", "")).run()
-    except (CannotRun, embedded.EmbeddedError) as error:
+    except (CannotRun, embedded.EmbeddedError, PermissionError) as error:
         print(error, file=sys.stderr)
         return 1
     except KeyboardInterrupt:

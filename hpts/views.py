@@ -5,6 +5,7 @@ Method (405), token (401), scope (403), size and type (413, 415, 406), JSON (400
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, TypeVar
 
 from django.conf import settings
@@ -17,6 +18,7 @@ from hpts import fields
 from hpts.problems import (
     FieldProblem,
     InvalidPageToken,
+    MalformedJSON,
     MethodNotAllowed,
     PayloadTooLarge,
     UnsupportedMediaType,
@@ -24,6 +26,8 @@ from hpts.problems import (
 )
 
 S = TypeVar("S", bound=Struct)
+# More digits than these are more bytes than anybody may send.
+LENGTH = re.compile(r"[0-9]{1,12}")
 
 
 def only_get(request: HttpRequest) -> None:
@@ -73,7 +77,7 @@ class APIViewSet(ViewSet):
 
     def _check_body(self, request: HttpRequest) -> None:
         length = request.META.get("CONTENT_LENGTH") or "0"
-        if not length.isascii() or not length.isdigit() or int(length) > self.body_limit:
+        if LENGTH.fullmatch(length) is None or int(length) > self.body_limit:
             raise PayloadTooLarge(f"A body of this operation has at most {self.body_limit} bytes.")
         if request.META.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":
             raise UnsupportedMediaType("Send the body as it is, not compressed.")
@@ -84,11 +88,14 @@ class APIViewSet(ViewSet):
     def document(self, request: Request) -> object:
         """The body's JSON. Raises MalformedJSON, PayloadTooLarge."""
         raw = request._request
-        if raw.META.get("CONTENT_LENGTH") or "wsgi.input" not in raw.META:
-            body = raw.body
-        else:
+        length = raw.META.get("CONTENT_LENGTH")
+        try:
             # A chunked body has no length; the server ends the stream, and we stop one byte after the limit.
-            body = raw.META["wsgi.input"].read(self.body_limit + 1)
+            body = raw.body if length else raw.META["wsgi.input"].read(self.body_limit + 1)
+        except OSError:
+            raise MalformedJSON("The body ended early, or its chunks are no chunks.") from None
+        if length and len(body) != int(length):
+            raise MalformedJSON("The body ended before the length that its header promised.")
         if len(body) > self.body_limit:
             raise PayloadTooLarge(f"A body of this operation has at most {self.body_limit} bytes.")
         return fields.read_json(body)

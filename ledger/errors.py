@@ -127,6 +127,12 @@ class DuplicateExternalRef(Problem):
     status, code, title = 409, "duplicate_external_ref", "The external reference has been used"
 
 
+class LoanChanged(Problem):
+    """The loan has moved since the version that If-Match names. Nothing was written."""
+
+    status, code, title = 412, "loan_changed", "The loan has changed"
+
+
 class LoanExists(Problem):
     """This tenant has a loan with this id."""
 

@@ -215,11 +215,12 @@ class Posting:
         for (loan_id, code, layer), change in taken.items():
             account = self.state.chart[code]
             loan = self.state.loans[loan_id]
-            if abs(loan.balance(account, layer) + change) > MAX_MINOR:
+            lowest, highest = loan.extremes(account, event.effective_at, layer)
+            if highest + change > MAX_MINOR or lowest + change < -MAX_MINOR:
                 raise AmountOutOfRange(f"Account {code} of loan {loan_id} would leave the range of a 64-bit integer.")
-            if account.role in FLOORED and change < 0 and -change > loan.available(account, event.effective_at, layer):
+            if account.role in FLOORED and change < 0 and -change > max(lowest, 0):
                 message = (
-                    f"Account {code} of loan {loan_id} has {loan.available(account, event.effective_at, layer)} "
+                    f"Account {code} of loan {loan_id} has {max(lowest, 0)} "
                     f"available from {event.effective_at} on; {-change} would be taken."
                 )
                 exceeded.append(FieldProblem(f"loans.{loan_id}", AmountExceedsBalance.code, message))

@@ -203,6 +203,12 @@ class HistoryItem:
     body: str
 
 
+# An accrual of many loans, or its reversal: each loan's history shows its own lines alone.
+_SHARED = """(e.loan_id IS NULL AND 'accrual' = CASE e.event_type WHEN 'reversal' THEN (
+                 SELECT o.event_type FROM journal_entry o WHERE o.tenant_id = e.tenant_id AND o.id = e.reverses_entry_id)
+             ELSE e.event_type END)"""
+
+
 def history(
     cursor: CursorWrapper,
     *,
@@ -223,13 +229,14 @@ def history(
         where += " AND e.event_type = %(kind)s"
     rows = _rows(
         cursor,
-        f"""SELECT DISTINCT ON (l.loan_version) l.loan_version, e.id, e.loan_id IS NOT NULL,
-                   CASE WHEN e.loan_id IS NOT NULL THEN e.document END,
-                   CASE WHEN e.loan_id IS NULL THEN (e.document::jsonb - 'lines' - 'tenant_id' - 'v')::text END
-            FROM journal_line l
-            JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
-            WHERE l.tenant_id = %(tenant)s AND l.loan_id = %(loan)s AND l.loan_version > %(after)s{where}
-            ORDER BY l.loan_version LIMIT %(limit)s""",
+        f"""SELECT loan_version, id, NOT batch, CASE WHEN NOT batch THEN document END,
+                   CASE WHEN batch THEN (document::jsonb - 'lines' - 'tenant_id' - 'v')::text END
+            FROM (SELECT DISTINCT ON (l.loan_version) l.loan_version, e.id, e.document, {_SHARED} AS batch
+                  FROM journal_line l
+                  JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
+                  WHERE l.tenant_id = %(tenant)s AND l.loan_id = %(loan)s AND l.loan_version > %(after)s{where}
+                  ORDER BY l.loan_version LIMIT %(limit)s) page
+            ORDER BY loan_version""",
         loan=loan_id,
         after=after,
         limit=limit,

@@ -49,17 +49,21 @@ class LoanState:
             movement for effective_at, movement in self._movements(account, layer) if effective_at >= day
         )
 
-    def available(self, account: Account, on: date, layer: str = SETTLED) -> int:
-        """What may be taken effective on `on`: the smallest balance on any date from then on, never below zero."""
-        balance = lowest = self.balance(account, layer)
+    def extremes(self, account: Account, on: date, layer: str = SETTLED) -> tuple[int, int]:
+        """The smallest and the largest balance on any date from `on` on, with all entries posted so far."""
+        balance = lowest = highest = self.balance(account, layer)
         by_date: dict[date, int] = {}
         for effective_at, movement in self._movements(account, layer):
             if effective_at > on:
                 by_date[effective_at] = by_date.get(effective_at, 0) + movement
         for effective_at in sorted(by_date, reverse=True):
             balance -= by_date[effective_at]
-            lowest = min(lowest, balance)
-        return max(lowest, 0)
+            lowest, highest = min(lowest, balance), max(highest, balance)
+        return lowest, highest
+
+    def available(self, account: Account, on: date, layer: str = SETTLED) -> int:
+        """What may be taken effective on `on`: the smallest balance on any date from then on, never below zero."""
+        return max(self.extremes(account, on, layer)[0], 0)
 
     def _movements(self, account: Account, layer: str) -> Iterator[tuple[date, int]]:
         for effective_at, code, on_layer, net in self.later:

@@ -40,6 +40,7 @@ from ledger.errors import (
     DuplicateExternalRef,
     EffectiveDateRefused,
     EntryNotFound,
+    LoanChanged,
     LoanExists,
     LoanNotFound,
     NotReversible,
@@ -86,7 +87,14 @@ class LedgerViewSet(APIViewSet):
         key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
         body = fields.parse(raw, shape)
         call = Call(self.origin(request), key, fingerprint(self.route(request), self.kwargs, raw))
-        done = once(call, touches(body), lambda posting: work(posting, body))
+        expected = request.META.get("HTTP_IF_MATCH")
+
+        def guarded(posting: Posting) -> Mapping[str, Any]:
+            if about_loan is not None:
+                _check_version(posting, about_loan(body), expected)
+            return work(posting, body)
+
+        done = once(call, touches(body), guarded)
         response = answer(done.body, 200 if done.replayed else 201)
         if done.replayed:
             response["Idempotency-Replayed"] = "true"
@@ -119,13 +127,18 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
+def _check_version(posting: Posting, loan_id: str, expected: str | None) -> None:
+    """If-Match on a loan's write: refuse when the loan is not at one of the versions that the client names."""
+    loan = posting.state.loans.get(loan_id)
+    if loan is None or expected is None or expected.strip() == "*":
+        return
+    if etag(loan.version) not in [named.strip() for named in expected.split(",")]:
+        raise LoanChanged(f"The loan is at version {loan.version}; If-Match asks for {expected[:100]}.")
+
+
 def _facts(**facts: object) -> dict[str, object] | None:
     kept = {name: value for name, value in facts.items() if value is not None}
     return kept or None
-
-
-def _about(loan_id: str) -> Callable[[Any], str]:
-    return lambda body: loan_id
 
 
 def _of_body(body: Any) -> str:
@@ -142,7 +155,7 @@ class Payments(LedgerViewSet):
         answer=shapes.PaymentPosted,
         returns="Payment posted",
         etag=True,
-        refuses=(*LOAN_REFUSALS, DuplicateExternalRef),
+        refuses=(*LOAN_REFUSALS, LoanChanged, DuplicateExternalRef),
     )
     def create(self, request: Request) -> HttpResponse:
         """Receive a payment.
@@ -191,7 +204,7 @@ class Disbursements(LedgerViewSet):
         answer=shapes.DisbursementPosted,
         returns="Disbursement posted",
         etag=True,
-        refuses=(*LOAN_REFUSALS, AmountExceedsLimit),
+        refuses=(*LOAN_REFUSALS, LoanChanged, AmountExceedsLimit),
     )
     def create(self, request: Request) -> HttpResponse:
         """Disburse a loan.

@@ -16,6 +16,7 @@ from datetime import date, timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import hypothesis
 import psycopg
 import pytest
 from django.db import connections
@@ -25,6 +26,10 @@ from django.test import Client
 from hpts import oauth
 from hpts.tenancy import tenant_transaction
 from ledger import masters, queries
+
+# A busy machine is not a failure. A failing example prints its seed, and comes first in the next run.
+hypothesis.settings.register_profile("suite", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("suite")
 
 Json = dict[str, Any]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from typing import Any
 
 import pytest
 from hypothesis import given as supposing
@@ -58,10 +59,10 @@ def test_what_was_not_given_out_is_refused(text: str) -> None:
         position_of(text, SCOPE)
 
 
-def test_a_token_of_another_secret_is_refused(settings: object) -> None:
+def test_a_token_of_another_secret_is_refused(settings: Any) -> None:
     token = page_token(SCOPE, [7])
     pagination._key.cache_clear()
-    settings.SECRET_KEY = "another"  # type: ignore[attr-defined]
+    settings.SECRET_KEY = "another"
     try:
         with pytest.raises(InvalidPageToken):
             position_of(token, SCOPE)
@@ -73,7 +74,13 @@ def test_a_position_has_one_token() -> None:
     """Padding, other alphabets and loose bits of base64 are other texts, and are refused."""
     token = page_token(SCOPE, ["11111111-1111-1111-1111-111111111111"])
     raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-    others = {base64.b64encode(raw).decode(), f"{token}=", f"{token}==", f"{token}\n", f"{token[:10]}\n{token[10:]}"} - {token}
+    others = {
+        base64.b64encode(raw).decode(),
+        f"{token}=",
+        f"{token}==",
+        f"{token}\n",
+        f"{token[:10]}\n{token[10:]}",
+    } - {token}
     for other in others:
         with pytest.raises(InvalidPageToken):
             position_of(other, SCOPE)

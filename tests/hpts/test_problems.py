@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -16,10 +14,9 @@ from django.db import DatabaseError, OperationalError, ProgrammingError, connect
 from django.http import Http404
 
 from hpts import problems
-from tests.conftest import HTTP, Api, Lender, payment_of, posted, refused, shown
+from tests.conftest import HTTP, Api, Lender, in_books_of, new_key, payment_of, posted, refused, shown
 
 Unmoved = Callable[[], AbstractContextManager[None]]
-ROOT = Path(__file__).parents[2]
 CATALOGUE = list(problems.catalogue())
 CODES = [kind.code for kind in CATALOGUE]
 
@@ -51,7 +48,9 @@ CONTRACT = {
 def test_codes_and_statuses_are_those_of_the_contract() -> None:
     known = {code: status for status, codes in CONTRACT.items() for code in codes.split()}
     for kind in CATALOGUE:
-        assert known.get(kind.code) == kind.status, f"{kind.__name__} is not in the contract as {kind.status} {kind.code}"
+        assert known.get(kind.code) == kind.status, (
+            f"{kind.__name__} is not in the contract as {kind.status} {kind.code}"
+        )
 
 
 def test_each_code_is_one_class() -> None:
@@ -78,13 +77,6 @@ def test_each_code_has_its_page(code: str) -> None:
 @pytest.mark.parametrize("code", ["nothing", "NOT_FOUND", "not-found", "", "x" * 65, "<script>", "not_found/"])
 def test_an_unknown_code_has_no_page(code: str) -> None:
     refused(HTTP.get(f"/problems/{code}"), 404, "not_found")
-
-
-def test_the_document_lists_every_code_with_its_status() -> None:
-    rows = re.findall(r"^\| `([a-z_]+)` \| ([0-9]{3}) \|", (ROOT / "docs" / "errors.md").read_text(), re.MULTILINE)
-    documented = {code: int(status) for code, status in rows}
-    assert len(rows) == len(documented), "a code stands twice in docs/errors.md"
-    assert documented == {kind.code: kind.status for kind in CATALOGUE}, "bring docs/errors.md up to date"
 
 
 # --- Errors before and beside the API's views ------------------------------------------------------------------------
@@ -132,7 +124,9 @@ def test_a_plain_view_refuses_other_methods(path: str) -> None:
     assert answer.headers["Allow"] == "GET, HEAD"
 
 
-@pytest.mark.parametrize("host", ["evil.example", "localhost.evil.example", "", "a b", "local\x00host", "é", "[::1", "@localhost", "x" * 300])
+@pytest.mark.parametrize(
+    "host", ["evil.example", "localhost.evil.example", "", "a b", "local\x00host", "é", "[::1", "@localhost", "x" * 300]
+)
 @pytest.mark.parametrize("path", ["/v1/accounts", "/v1/health/live", "/nothing"])
 def test_another_host_is_refused(api: Api, host: str, path: str) -> None:
     refused(api.get(path, HTTP_HOST=host), 400, "validation_failed")
@@ -150,7 +144,9 @@ def test_our_own_hosts_are_ours(api: Api, host: str) -> None:
 
 
 def test_a_forwarded_host_is_not_believed(api: Api) -> None:
-    refused(api.get("/v1/accounts", HTTP_HOST="evil.example", HTTP_X_FORWARDED_HOST="localhost"), 400, "validation_failed")
+    refused(
+        api.get("/v1/accounts", HTTP_HOST="evil.example", HTTP_X_FORWARDED_HOST="localhost"), 400, "validation_failed"
+    )
 
 
 def test_every_request_has_an_id_of_its_own(api: Api) -> None:
@@ -197,7 +193,9 @@ def leaks_nothing(answer: Any) -> None:
         ("hpts.oauth.signing_keys", "/.well-known/jwks.json"),
     ],
 )
-def test_a_fault_of_ours_tells_nothing_but_its_id(api: Api, monkeypatch: Any, caplog: Any, target: str, path: str) -> None:
+def test_a_fault_of_ours_tells_nothing_but_its_id(
+    api: Api, monkeypatch: Any, caplog: Any, target: str, path: str
+) -> None:
     api.token()
     monkeypatch.setattr(target, boom)
     answer = api.call("GET", path.partition("?")[0], QUERY_STRING=path.partition("?")[2])
@@ -265,6 +263,25 @@ def test_what_django_itself_raises_is_a_problem(api: Api, monkeypatch: Any, erro
     leaks_nothing(answer)
 
 
+# --- When others are in the way --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", ["lock_timeout", "statement_timeout"])
+def test_a_loan_that_is_held_for_too_long_is_busy(acme: Lender, nothing_moves: Unmoved, limit: str) -> None:
+    """Never a refusal of the ledger's, never a 500; and the key stays free."""
+    key, body = new_key(), payment_of(acme.loan)
+    with nothing_moves(), in_books_of(acme.tenant_id, url="HPTS_OWNER_DATABASE_URL") as holder:
+        holder.execute("SELECT FROM loan WHERE id = %s FOR UPDATE", (acme.loan.loan_id,))
+        with connection.cursor() as cursor:
+            cursor.execute(f"SET {limit} = '50ms'")
+        try:
+            refused(acme.api.post("/v1/payments", body, key=key), 503, "busy")
+        finally:
+            with connection.cursor() as cursor:
+                cursor.execute(f"RESET {limit}")
+    posted(acme.api.post("/v1/payments", body, key=key))
+
+
 # --- Without a database ----------------------------------------------------------------------------------------------
 
 
@@ -278,7 +295,9 @@ def no_database(monkeypatch: Any) -> Any:
     connection.close()
 
 
-def test_without_a_database_requests_may_be_repeated(acme: Lender, request: pytest.FixtureRequest, nothing_moves: Unmoved) -> None:
+def test_without_a_database_requests_may_be_repeated(
+    acme: Lender, request: pytest.FixtureRequest, nothing_moves: Unmoved
+) -> None:
     acme.api.token()
     with nothing_moves():
         request.getfixturevalue("no_database")

@@ -248,8 +248,9 @@ class Books:
 
     def rows(self, query: str, *parameters: object) -> list[tuple[Any, ...]]:
         """What a query of the application sees in these books."""
-        with session("app", self.tenant_id) as connection:
-            return connection.execute(query, parameters).fetchall()
+        with tenant_transaction(self.tenant_id) as cursor:
+            cursor.execute(query, parameters)
+            return cursor.fetchall()
 
     def balances(self, loan: Loan) -> dict[tuple[str, str], int]:
         """(account code, layer) -> balance on the account's normal side, as the write path keeps it."""

@@ -33,7 +33,7 @@ def free_port() -> int:
 def get(url: str) -> int:
     """The status, or 0 when nobody answers."""
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:
+        with urllib.request.urlopen(url, timeout=30) as response:
             return int(response.status)
     except urllib.error.HTTPError as error:
         return error.code

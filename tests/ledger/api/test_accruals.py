@@ -42,7 +42,14 @@ def test_a_batch_is_one_entry(lent: Lender) -> None:
     entry = lent.api.entry(made["journal_entry_id"])
     assert (entry["event_type"], entry["effective_at"]) == ("accrual", "2026-01-06")
     lines = [
-        (item["sequence"], item["account_code"], item["direction"], item["amount_minor"], item["loan_id"], item["borrower_id"])
+        (
+            item["sequence"],
+            item["account_code"],
+            item["direction"],
+            item["amount_minor"],
+            item["loan_id"],
+            item["borrower_id"],
+        )
         for item in entry["lines"]
     ]
     assert lines == [
@@ -82,10 +89,19 @@ def test_pending_principal_does_not_count(lent: Lender) -> None:
 # --- What disagrees with the books -----------------------------------------------------------------------------------
 
 
-def test_every_item_that_disagrees_is_named_by_its_position(lent: Lender, zenith: Lender, nothing_moves: Unmoved) -> None:
+def test_every_item_that_disagrees_is_named_by_its_position(
+    lent: Lender, zenith: Lender, nothing_moves: Unmoved
+) -> None:
     first, second, third = lent.loans
     elsewhere = lent.open_loan(lent.open_program())
-    batch = [(first, 100_000, 27), (second, 50_001, 14), (zenith.loan, 0, 1), (elsewhere, 0, 1), (third, 0, 1), (first, 100_000, 1)]
+    batch = [
+        (first, 100_000, 27),
+        (second, 50_001, 14),
+        (zenith.loan, 0, 1),
+        (elsewhere, 0, 1),
+        (third, 0, 1),
+        (first, 100_000, 1),
+    ]
     wrong = ["loans.1.outstanding_principal_minor", "loans.2.loan_id", "loans.3.loan_id", "loans.5.loan_id"]
     with nothing_moves():
         refused(lent.api.post(PATH, accrual_of("2026-01-06", *batch)), 400, "validation_failed", wrong)

@@ -28,13 +28,49 @@ NOT_TEXT = [None, True, False, 0, 5, -5, 5.0, 1e3, 10**18 + 1, 10**30, [], ["x"]
 NEVER_TEXT = ["", "\x00", "x\x00", "\ud800", "x\udfff", "\n", "x" * 5_000]
 
 AMOUNTS = [
-    *["1.0", "1e3", "+5", "-5", "-0", "00", "05", "1_000", "1,000", "١٢", "５", "७", " 7", "7 ", "100\n", "\t7", "0x10"],
+    *[
+        "1.0",
+        "1e3",
+        "+5",
+        "-5",
+        "-0",
+        "00",
+        "05",
+        "1_000",
+        "1,000",
+        "١٢",
+        "\uff15",
+        "७",
+        " 7",
+        "7 ",
+        "100\n",
+        "\t7",
+        "0x10",
+    ],
     *["NaN", "Infinity", "∞", "½", "²", "9223372036854775808", "9" * 19, "1" + "0" * 19, "9" * 5_000],
 ]
 DATES = [
     *["2023-02-29", "2026-02-30", "2026-13-01", "2026-00-10", "2026-01-00", "2026-01-32", "0000-01-01", "10000-01-01"],
-    *["20240101", "2024-W01-1", "2024-001", "2024-1-1", "24-01-01", "01/02/2024", "2024-01-01T00:00:00Z", "2024-01-01 00:00"],
-    *["٢٠٢٤-٠١-٠١", "２０２４-01-01", "2024-01-01\n", " 2024-01-01", "2024-01-01 ", "+2024-01-01", "2024‐01‐01", "today"],
+    *[
+        "20240101",
+        "2024-W01-1",
+        "2024-001",
+        "2024-1-1",
+        "24-01-01",
+        "01/02/2024",
+        "2024-01-01T00:00:00Z",
+        "2024-01-01 00:00",
+    ],
+    *[
+        "\u0662\u0660\u0662\u0664-\u0660\u0661-\u0660\u0661",
+        "\uff12\uff10\uff12\uff14-01-01",
+        "2024-01-01\n",
+        " 2024-01-01",
+        "2024-01-01 ",
+        "+2024-01-01",
+        "2024\u201001\u201001",
+        "today",
+    ],
 ]
 UUIDS = [
     "urn:uuid:12345678-1234-1234-1234-123456789012",
@@ -48,14 +84,43 @@ UUIDS = [
     "١٢٣٤٥٦٧٨-1234-1234-1234-123456789012",
     "1234567-81234-1234-1234-123456789012",
 ]
-CURRENCIES = ["usd", "Usd", "USD\n", "US", "USDX", "USD ", "ZZZ", "ＵＳＤ", "U$D", "ÜSD", "840", "АUD"]
-CODES = ["١٠٠٠", "100", "10000", "1000\n", " 100", "12a4", "-100", "１０００", "1e03", "+100"]
+CURRENCIES = [
+    "usd",
+    "Usd",
+    "USD\n",
+    "US",
+    "USDX",
+    "USD ",
+    "ZZZ",
+    "\uff35\uff33\uff24",
+    "U$D",
+    "\u00dcSD",
+    "840",
+    "\u0410UD",
+]
+CODES = [
+    "\u0661\u0660\u0660\u0660",
+    "100",
+    "10000",
+    "1000\n",
+    " 100",
+    "12a4",
+    "-100",
+    "\uff11\uff10\uff10\uff10",
+    "1e03",
+    "+100",
+]
 CONTROLS = ["a\nb", "a\tb", "a\rb", "\x1b[31m", "a\x7f", "a\x85", "\x9f", "\u0000a", "\x1f"]
 METADATA: list[Any] = [
     *[[], [["a", "b"]], "", "x", 5, True, None],
     *[{"a": 1}, {"a": None}, {"a": True}, {"a": {}}, {"a": []}, {"a": {"b": "c"}}, {"a": 1.5}],
     *[{"a": "\x00"}, {"a\x00": "b"}, {"a": "b\n"}, {"\n": "b"}, {"a": "\ud800"}, {"\udfff": "a"}],
-    *[{str(n): "" for n in range(51)}, {"a": "x" * 16_384}, {"x" * 16_384: "a"}, {str(n): "é" * 200 for n in range(50)}],
+    *[
+        {str(n): "" for n in range(51)},
+        {"a": "x" * 16_384},
+        {"x" * 16_384: "a"},
+        {str(n): "é" * 200 for n in range(50)},
+    ],
 ]
 RATES = [None, True, "5", "", 5.0, 4.5, -1, 100_001, 2**63, 10**30, 1e300, [], [5], {}]
 LISTS = [None, True, "", "x", 5, {}, {"0": {}}, {"length": 2}]
@@ -85,7 +150,14 @@ def bad_values(kind: Any) -> list[Any]:
     if issubclass(kind, shapes.RateBps):
         return RATES
     if issubclass(kind, shapes.Waterfall):
-        return [*ITEMS[:-2], [], ["fees"], ["fees", "fees", "fees"], ["fees", "interest", None], ["fees", "interest", ["principal"]]]
+        return [
+            *ITEMS[:-2],
+            [],
+            ["fees"],
+            ["fees", "fees", "fees"],
+            ["fees", "interest", None],
+            ["fees", "interest", ["principal"]],
+        ]
     if issubclass(kind, shapes.Choice):
         word = kind.choices[0]
         words = [word.swapcase(), f"{word} ", f" {word}", f"{word}\n", word[:-1], ",".join(kind.choices), "nonsense"]
@@ -169,7 +241,12 @@ def test_metadata_may_be_as_large_as_is_said(api: Api, acme: Lender) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["00000000-0000-0000-0000-000000000000", "2C1D43B8-E27A-11EE-AF2D-0242AC120002", "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF"]
+    "name",
+    [
+        "00000000-0000-0000-0000-000000000000",
+        "2C1D43B8-E27A-11EE-AF2D-0242AC120002",
+        "FFFFFFFF-FFFF-FFFF-FFFF-FFFFFFFFFFFF",
+    ],
 )
 def test_any_uuid_is_a_uuid(api: Api, acme: Lender, name: str, nothing_moves: Unmoved) -> None:
     """Nil, of version 1, of no version: well formed, and here of nobody."""
@@ -188,7 +265,9 @@ def test_a_body_that_is_no_object_is_refused(write: Write, acme: Lender, nothing
     assert len(problem["errors"]) == 1
 
 
-@pytest.mark.parametrize("name", ["surplus", "__proto__", "", "loan_id ", "Loan_id", "loan_id\n", "é", "a.b", "x" * 5_000])
+@pytest.mark.parametrize(
+    "name", ["surplus", "__proto__", "", "loan_id ", "Loan_id", "loan_id\n", "é", "a.b", "x" * 5_000]
+)
 def test_members_that_nobody_knows_are_refused(api: Api, acme: Lender, nothing_moves: Unmoved, name: str) -> None:
     with nothing_moves():
         problem = refused(api.post("/v1/payments", payment_of(acme.loan) | {name: "x"}), 400, "validation_failed")

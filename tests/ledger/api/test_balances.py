@@ -106,7 +106,19 @@ def test_the_cached_and_the_summed_balance_agree(acme: Lender) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["", "today", "2026-02-30", "20260201", "2026-02-01T00:00:00Z", "2026-2-1", "٢٠٢٦-٠٢-٠١", "2026-02-01\n", "-001-01-01", "null"]
+    "value",
+    [
+        "",
+        "today",
+        "2026-02-30",
+        "20260201",
+        "2026-02-01T00:00:00Z",
+        "2026-2-1",
+        "\u0662\u0660\u0662\u0666-\u0660\u0662-\u0660\u0661",
+        "2026-02-01\n",
+        "-001-01-01",
+        "null",
+    ],
 )
 def test_a_bad_date_is_named(api: Api, loan: Loan, value: str) -> None:
     refused(api.get(path_of(loan), {"as_of_date": value}), 400, "validation_failed", ["as_of_date"])

@@ -177,7 +177,7 @@ def test_only_disbursements_are_settled(api: Api, loan: Loan, nothing_moves: Unm
 
 @pytest.mark.parametrize(
     "name",
-    ["x", "00000000000000000000000000000000", "{00000000-0000-0000-0000-000000000000}", "0000", "..", "١", "%0A"],
+    ["x", "00000000000000000000000000000000", "{00000000-0000-0000-0000-000000000000}", "0000", "..", "\u0661", "%0A"],
 )
 def test_a_malformed_id_in_the_path_is_an_unknown_path(api: Api, name: str) -> None:
     refused(api.post(f"{PATH}/{name}/settlement", {"effective_at": "2026-02-01"}), 404, "not_found")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import string
 import threading
 import uuid
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,9 @@ def test_an_accrual_and_its_reversal_show_the_loans_own_lines(acme: Lender) -> N
     made = api.accrue("2026-01-06", (first, 0, 1), (second, 0, 2), (third, 0, 3))
     undone = api.reverse(made["journal_entry_id"], effective_at="2026-01-06")
     for place, loan in enumerate(acme.loans):
-        for entry_id, shown_entry in zip((made["journal_entry_id"], undone["journal_entry_id"]), api.history(loan), strict=True):
+        for entry_id, shown_entry in zip(
+            (made["journal_entry_id"], undone["journal_entry_id"]), api.history(loan), strict=True
+        ):
             whole = api.entry(entry_id)
             assert len(whole["lines"]) == 6
             own = [item for item in whole["lines"] if item["loan_id"] == loan.loan_id]
@@ -140,7 +143,9 @@ def test_an_entry_without_the_loan_is_not_in_its_history(acme: Lender) -> None:
         ({"event_type": "refinance"}, []),
     ],
 )
-def test_filters_are_inclusive_and_keep_the_order(acme: Lender, story: list[Json], query: Json, expected: list[int]) -> None:
+def test_filters_are_inclusive_and_keep_the_order(
+    acme: Lender, story: list[Json], query: Json, expected: list[int]
+) -> None:
     assert ids(shown(acme.api.get(path_of(acme.loan), query))) == [story[n]["journal_entry_id"] for n in expected]
 
 
@@ -155,10 +160,42 @@ def test_dates_in_the_wrong_order_are_refused(acme: Lender) -> None:
 
 
 BAD_QUERIES = [
-    *[("from_date", value) for value in ("", "2026-02-30", "20260201", "2026-W05-7", "2026-2-1", "today", "2026-02-01T00:00:00Z")],
-    *[("to_date", value) for value in ("", "٢٠٢٦-٠٢-٠١", "2026-02-01 ", " 2026-02-01", "2026-02-01\n", "0000-01-01", "10000-01-01")],
+    *[
+        ("from_date", value)
+        for value in ("", "2026-02-30", "20260201", "2026-W05-7", "2026-2-1", "today", "2026-02-01T00:00:00Z")
+    ],
+    *[
+        ("to_date", value)
+        for value in (
+            "",
+            "\u0662\u0660\u0662\u0666-\u0660\u0662-\u0660\u0661",
+            "2026-02-01 ",
+            " 2026-02-01",
+            "2026-02-01\n",
+            "0000-01-01",
+            "10000-01-01",
+        )
+    ],
     *[("event_type", value) for value in ("", "Accrual", "accrual ", "payment", "accrual,reversal", "\u0430ccrual")],
-    *[("page_size", value) for value in ("", "0", "-1", "501", "1e2", "١", "99999999999999999999", "+5", "05", "5.0", " 5", "5 ", "five", "0x10")],
+    *[
+        ("page_size", value)
+        for value in (
+            "",
+            "0",
+            "-1",
+            "501",
+            "1e2",
+            "\u0661",
+            "99999999999999999999",
+            "+5",
+            "05",
+            "5.0",
+            " 5",
+            "5 ",
+            "five",
+            "0x10",
+        )
+    ],
     *[(name, "1") for name in ("limit", "offset", "tenant_id", "Page_Size", "page_size[]", "format", "")],
 ]
 
@@ -170,7 +207,13 @@ def test_a_bad_parameter_is_named(acme: Lender, name: str, value: str) -> None:
 
 @pytest.mark.parametrize("name", ["from_date", "to_date", "event_type", "page_size", "page_token"])
 def test_a_parameter_given_twice_is_refused(acme: Lender, name: str) -> None:
-    good = {"from_date": "2026-01-01", "to_date": "2026-01-01", "event_type": "accrual", "page_size": "5", "page_token": "x"}
+    good = {
+        "from_date": "2026-01-01",
+        "to_date": "2026-01-01",
+        "event_type": "accrual",
+        "page_size": "5",
+        "page_token": "x",
+    }
     answer = acme.api.get(path_of(acme.loan), {name: [good[name], good[name]]})
     refused(answer, 400, "validation_failed", [name])
 
@@ -180,7 +223,9 @@ def test_all_bad_parameters_are_named_at_once(acme: Lender) -> None:
     refused(answer, 400, "validation_failed", ["from_date", "event_type", "page_size", "z"])
 
 
-@pytest.mark.parametrize("query", ["from_date=%00", "%00=1", "page_token=a%00b", "a=%ff", "=", "&&;;", "%", "a[]=1", "+"])
+@pytest.mark.parametrize(
+    "query", ["from_date=%00", "%00=1", "page_token=a%00b", "a=%ff", "=", "&&;;", "%", "a[]=1", "+"]
+)
 def test_a_query_string_of_junk_is_refused(acme: Lender, query: str) -> None:
     refused(acme.api.call("GET", path_of(acme.loan), QUERY_STRING=query), 400, "validation_failed")
 
@@ -199,7 +244,7 @@ def test_pages_of_every_size_join_to_the_whole(acme: Lender, story: list[Json]) 
     expected = [made["journal_entry_id"] for made in story]
     for size in (1, 2, 3, 6, 7, 8, 500):
         pages = all_pages(acme.api, acme.loan, page_size=size)
-        assert sum(pages, []) == expected
+        assert list(chain(*pages)) == expected
         assert all(len(page) == size for page in pages[:-1])
         assert 1 <= len(pages[-1]) <= size
 
@@ -273,7 +318,22 @@ def test_a_token_changed_anywhere_is_refused(acme: Lender, story: list[Json]) ->
 
 @pytest.mark.parametrize(
     "token",
-    ["", "a", "A" * 512, "A" * 513, "A" * 10_000, "null", "0", "é", "١٢٣", "%", "====", "../../etc/passwd", "' OR 1=1 --", "\U0001f600"],
+    [
+        "",
+        "a",
+        "A" * 512,
+        "A" * 513,
+        "A" * 10_000,
+        "null",
+        "0",
+        "é",
+        "١٢٣",
+        "%",
+        "====",
+        "../../etc/passwd",
+        "' OR 1=1 --",
+        "\U0001f600",
+    ],
 )
 def test_what_is_no_token_is_refused(acme: Lender, token: str) -> None:
     refused(acme.api.get(path_of(acme.loan), {"page_token": token}), 400, "invalid_page_token")
@@ -324,6 +384,6 @@ def test_no_page_repeats_or_skips_while_others_post(acme: Lender) -> None:
     assert seen[:10] == already
     assert len(seen) == len(set(seen)) == 10 + 4 * rounds
     assert set(seen) == set(already).union(*made)
-    assert seen == sum(all_pages(acme.api, loan, page_size=500), [])
+    assert seen == list(chain(*all_pages(acme.api, loan, page_size=500)))
     for own in made:
         assert [name for name in seen if name in own] == own, "one client's postings keep their order"

@@ -185,7 +185,12 @@ def test_dates_out_of_bounds_are_refused(acme: Lender, nothing_moves: Unmoved, t
 def test_no_balance_of_a_loan_falls_below_zero(api: Api, loan: Loan, nothing_moves: Unmoved) -> None:
     about = {"loan_id": loan.loan_id}
     with nothing_moves():
-        for code, direction, other in (("1100", "CR", "DR"), ("1200", "CR", "DR"), ("1300", "CR", "DR"), ("2000", "DR", "CR")):
+        for code, direction, other in (
+            ("1100", "CR", "DR"),
+            ("1200", "CR", "DR"),
+            ("1300", "CR", "DR"),
+            ("2000", "DR", "CR"),
+        ):
             body = entry_of(line(code, direction, 1, **about), line("3000", other, 1))
             refused(api.post(PATH, body), 422, "amount_exceeds_balance")
 
@@ -245,7 +250,9 @@ def test_an_entry_of_another_tenant_is_unknown(acme: Lender, zenith: Lender) -> 
 def test_reading_an_entry_needs_its_own_scope(api: Api) -> None:
     made = api.adjust("2026-01-05", *cash_to_equity())["journal_entry_id"]
     shown(api.get(f"{PATH}/{made}", scopes=["hpts:ledger:read"]))
-    refused(api.get(f"{PATH}/{made}", scopes=["hpts:admin:adjustments", "hpts:balances:read"]), 403, "insufficient_scope")
+    refused(
+        api.get(f"{PATH}/{made}", scopes=["hpts:admin:adjustments", "hpts:balances:read"]), 403, "insufficient_scope"
+    )
     refused(api.get(f"{PATH}/{made}", scopes=None), 401, "invalid_token")
 
 

@@ -156,7 +156,8 @@ def test_a_loan_of_another_tenant_is_unknown(acme: Lender, zenith: Lender) -> No
 
 
 @pytest.mark.parametrize(
-    "name", ["x", "", "00000000000000000000000000000000", "00000000-0000-0000-0000-00000000000", "{0}", "a b", "%0a", "ü"]
+    "name",
+    ["x", "", "00000000000000000000000000000000", "00000000-0000-0000-0000-00000000000", "{0}", "a b", "%0a", "ü"],
 )
 def test_a_malformed_id_is_an_unknown_path(api: Api, name: str) -> None:
     for part in ("", "/balance", "/journal-entries"):
@@ -240,7 +241,9 @@ def test_a_page_token_belongs_to_its_filters(acme: Lender, zenith: Lender) -> No
     for query in ({"state": "open"}, {"program_id": acme.program_id}, {"borrower_id": acme.loan.borrower_id}):
         refused(acme.api.get(PATH, query | {"page_token": token}), 400, "invalid_page_token")
     refused(acme.api.get("/v1/programs", {"page_token": token}), 400, "invalid_page_token")
-    refused(acme.api.get(f"{PATH}/{acme.loan.loan_id}/journal-entries", {"page_token": token}), 400, "invalid_page_token")
+    refused(
+        acme.api.get(f"{PATH}/{acme.loan.loan_id}/journal-entries", {"page_token": token}), 400, "invalid_page_token"
+    )
     refused(zenith.api.get(PATH, {"page_token": token}), 400, "invalid_page_token")
 
 

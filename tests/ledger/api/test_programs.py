@@ -17,7 +17,11 @@ MINIMAL: Json = {"name": "Car loans", "currency": "USD", "annual_rate_bps": 450,
 
 
 def test_a_program_is_answered_as_it_is_read(api: Api) -> None:
-    body = MINIMAL | {"program_id": str(uuid.uuid4()), "waterfall": ["principal", "fees", "interest"], "accrual_mode": "engine"}
+    body = MINIMAL | {
+        "program_id": str(uuid.uuid4()),
+        "waterfall": ["principal", "fees", "interest"],
+        "accrual_mode": "engine",
+    }
     made = posted(api.post(PATH, body))
     created_at = made.pop("created_at")
     assert made == body
@@ -34,7 +38,9 @@ def test_every_waterfall_and_day_count_is_taken(api: Api) -> None:
     for order in permutations(("fees", "interest", "principal")):
         assert posted(api.post(PATH, MINIMAL | {"waterfall": list(order)}))["waterfall"] == list(order)
     for convention in ("ACT_365", "ACT_360", "ACT_ACT", "30_360"):
-        assert posted(api.post(PATH, MINIMAL | {"day_count_convention": convention}))["day_count_convention"] == convention
+        assert (
+            posted(api.post(PATH, MINIMAL | {"day_count_convention": convention}))["day_count_convention"] == convention
+        )
 
 
 @pytest.mark.parametrize("rate", [0, 100_000])
@@ -69,7 +75,9 @@ def test_a_program_exists_once(api: Api, nothing_moves: Unmoved) -> None:
     posted(api.post(PATH, body))
     with nothing_moves():
         refused(api.post(PATH, body), 409, "program_exists")
-        refused(api.post(PATH, body | {"name": "Another", "program_id": body["program_id"].upper()}), 409, "program_exists")
+        refused(
+            api.post(PATH, body | {"name": "Another", "program_id": body["program_id"].upper()}), 409, "program_exists"
+        )
 
 
 def test_a_program_of_another_tenant_is_unknown(acme: Lender, zenith: Lender) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Api, Json, Lender, Loan, line, payment_of, posted, refused
+from tests.conftest import Api, Json, Lender, Loan, in_books_of, line, payment_of, posted, refused
 
 Unmoved = Callable[[], AbstractContextManager[None]]
 PATH = "/v1/reversals"
@@ -80,7 +80,9 @@ def test_the_reason_is_told(api: Api, loan: Loan) -> None:
     assert api.entry(answer["journal_entry_id"])["description"] == "Sent twice \U0001f926"
 
 
-@pytest.mark.parametrize("reason", ["error_correction", "duplicate", "fraud", "customer_dispute", "bank_return", "other"])
+@pytest.mark.parametrize(
+    "reason", ["error_correction", "duplicate", "fraud", "customer_dispute", "bank_return", "other"]
+)
 def test_every_reason_of_the_list_is_taken(api: Api, loan: Loan, reason: str) -> None:
     api.reverse(api.pay(loan, 5, "2026-01-05")["journal_entry_id"], reason_code=reason)
 
@@ -201,13 +203,26 @@ def test_other_principal_does_not_stop_the_reversal_of_an_accrual(acme: Lender) 
     assert acme.api.owed(acme.loans[1]) == (0, 10, 0)
 
 
+def test_a_closed_account_takes_no_mirror(acme: Lender, nothing_moves: Unmoved) -> None:
+    made = acme.api.pay(acme.loan, 5, "2026-01-05")
+    with in_books_of(acme.tenant_id) as connection:
+        connection.execute("UPDATE gl_account SET closed_at = now(), closure_reason = 'test' WHERE code = '1000'")
+    with nothing_moves():
+        refused(acme.api.post(PATH, reversal_of(made)), 422, "account_closed")
+
+
 def test_wrong_fields_are_named(api: Api, loan: Loan, nothing_moves: Unmoved) -> None:
     made = api.pay(loan, 5, "2026-01-05")
     body = reversal_of(made, reason_code="whim", reason_description="", effective_at="today", metadata=[])
     with nothing_moves():
         wrong = ["reason_code", "reason_description", "effective_at", "metadata"]
         refused(api.post(PATH, body), 400, "validation_failed", wrong)
-        refused(api.post(PATH, reversal_of(made, reason_description="x" * 501)), 400, "validation_failed", ["reason_description"])
+        refused(
+            api.post(PATH, reversal_of(made, reason_description="x" * 501)),
+            400,
+            "validation_failed",
+            ["reason_description"],
+        )
     posted(api.post(PATH, reversal_of(made, reason_description="x" * 500)))
 
 
