@@ -227,7 +227,9 @@ class Book:
     def _request(self, method: str, path: str, tenant: int, body: str | None = None) -> bytes:
         head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {self.tokens[tenant]}\r\n"
         if body is not None:
-            head += f"Idempotency-Key: {uuid.uuid4()}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            head += (
+                f"Idempotency-Key: {uuid.uuid4()}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+            )
         return f"{head}Accept: application/json\r\n\r\n{body or ''}".encode()
 
 

@@ -1,6 +1,6 @@
 """`post()` called in process by threads, without HTTP, token or key: what the write path itself can do.
 
-    python -m benchmarks.inprocess < plan > report        one process of the measurement
+python -m benchmarks.inprocess < plan > report        one process of the measurement
 """
 
 from __future__ import annotations

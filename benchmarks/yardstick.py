@@ -45,9 +45,7 @@ def run(url: str, script: Path, *, clients: int, seconds: int, session: str = ""
     """Transactions a second of a pgbench script, with prepared statements. `session`: options of the sessions."""
     command = [str(_pgbench()), "--no-vacuum", "--protocol", "prepared", "--client", str(clients)]
     command += ["--jobs", str(min(clients, 2)), "--time", str(seconds), "--file", str(script), url]
-    done = subprocess.run(
-        command, env=os.environ | {"PGOPTIONS": session}, capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, env=os.environ | {"PGOPTIONS": session}, capture_output=True, text=True, check=False)
     found = re.search(r"^tps = ([0-9.]+) \(without", done.stdout, re.MULTILINE)
     failed = re.search(r"number of failed transactions: (\d+)", done.stdout)
     if done.returncode != 0 or found is None or (failed is not None and failed[1] != "0"):

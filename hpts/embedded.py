@@ -304,8 +304,7 @@ class Server:
         """The program, or a copy when the account cannot reach it; a copy keeps the places of what it needs below root."""
         if _reachable(program, self.account):
             return str(program)
-        stamp = program.stat()
-        copy = self._elsewhere() / f"programs-{stamp.st_size}-{int(stamp.st_mtime)}"
+        copy = self._elsewhere() / f"programs-{int((root / needed[0]).stat().st_mtime)}"
         if not copy.exists():
             draft = copy.with_suffix(".new")
             shutil.rmtree(draft, ignore_errors=True)

@@ -92,7 +92,7 @@ class APIViewSet(ViewSet):
         try:
             # A chunked body has no length; the server ends the stream, and we stop one byte after the limit.
             body = raw.body if length else raw.META["wsgi.input"].read(self.body_limit + 1)
-        except OSError:
+        except Exception:  # Each server has classes of its own for a broken stream.
             raise MalformedJSON("The body ended early, or its chunks are no chunks.") from None
         if length and len(body) != int(length):
             raise MalformedJSON("The body ended before the length that its header promised.")

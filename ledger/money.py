@@ -1,6 +1,8 @@
-"""Amounts in minor units: the bounds of a BIGINT and the one rounding."""
+"""Amounts in minor units: the bounds of a BIGINT, the one rounding, and how people read them."""
 
 from __future__ import annotations
+
+from iso4217 import Currency
 
 MAX_MINOR = 9_223_372_036_854_775_807
 
@@ -12,3 +14,10 @@ def round_half_even(numerator: int, denominator: int) -> int:
     if doubled > denominator or (doubled == denominator and quotient % 2 == 1):
         quotient += 1
     return quotient
+
+
+def in_major_units(minor: int, currency: str) -> str:
+    """`123456` as `1,234.56`, or as `123,456` and `123.456` where the currency has no or three decimals."""
+    exponent = Currency(currency).exponent or 0
+    whole, part = divmod(abs(minor), 10**exponent)
+    return f"{'-' if minor < 0 else ''}{whole:,}" + (f".{part:0{exponent}d}" if exponent else "")

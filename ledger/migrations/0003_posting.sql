@@ -38,11 +38,12 @@ BEGIN
     END IF;
 
     IF p_entry IS NOT NULL THEN
-        SELECT array_agg(DISTINCT x) INTO v_loans
+        -- NULL is filtered outside: as a condition on the lines it would invite the index of loans' histories.
+        SELECT array_agg(DISTINCT x) FILTER (WHERE x IS NOT NULL) INTO v_loans
         FROM (SELECT unnest(p_loans) AS x
               UNION ALL
               SELECT l.loan_id FROM public.journal_line l
-              WHERE l.tenant_id = p_tenant AND l.entry_id = p_entry AND l.loan_id IS NOT NULL) u;
+              WHERE l.tenant_id = p_tenant AND l.entry_id = p_entry) u;
     END IF;
 
     -- NO KEY: rows that point at the loan (terms, lines) stay insertable by others.

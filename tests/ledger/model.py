@@ -85,7 +85,7 @@ class Model:
             if loan_id is None or code not in OF_A_LOAN:
                 continue
             change = net if code in DEBIT_ACCOUNTS else -net
-            if abs(self.balance(loan_id, code, layer) + change) > LARGEST:
+            if any(abs(held + change) > LARGEST for held in self._held(loan_id, code, layer, event.effective_at)):
                 refusals.add("amount_out_of_range")
             if (
                 code in NEVER_BELOW_ZERO
@@ -109,10 +109,14 @@ class Model:
         )
         return debits if code in DEBIT_ACCOUNTS else -debits
 
+    def _held(self, loan_id: str, code: str, layer: str, since: date) -> list[int]:
+        """The balances at the ends of all days from `since` on; between two of an entry nothing moves."""
+        days = {since} | {posted.day for posted in self.posted if posted.day > since}
+        return [self.balance(loan_id, code, layer, day) for day in days]
+
     def lowest(self, loan_id: str, code: str, layer: str, since: date) -> int:
         """The smallest balance at the end of any day from `since` on."""
-        days = {since} | {posted.day for posted in self.posted if posted.day > since}
-        return min(self.balance(loan_id, code, layer, day) for day in days)
+        return min(self._held(loan_id, code, layer, since))
 
     def free(self, loan_id: str, code: str, layer: str, since: date) -> int:
         """What may be taken on a day without any later day falling below zero."""

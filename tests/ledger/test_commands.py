@@ -24,7 +24,7 @@ from hpts.models import ApiClient
 from hpts.tenancy import tenant_transaction
 from ledger import demo, proof
 from ledger.events import PENDING, EventKind, Line
-from ledger.management.commands.trial_balance import in_major_units
+from ledger.money import in_major_units
 from tests.conftest import Lender, shown
 from tests.ledger.conftest import Books, contents, open_books, session
 

@@ -818,6 +818,8 @@ def make_role() -> Iterator[Callable[..., tuple[str, str]]]:
         for role in made:
             connection.execute(f"REASSIGN OWNED BY {role} TO hpts_owner")
             connection.execute(f"DROP OWNED BY {role} CASCADE")
+            connection.execute(f"DROP TABLE IF EXISTS of_{role}")
+            connection.execute(f"DROP SCHEMA IF EXISTS of_{role}")
             connection.execute(f"DROP ROLE {role}")
 
 
@@ -867,7 +869,7 @@ def test_the_roles_above_the_application_may_not_serve(kind: str, fault: str) ->
         ("GRANT CREATE ON SCHEMA public TO {role}", "it may CREATE in the schema public"),
         ("GRANT SET ON PARAMETER session_replication_role TO {role}", "it may SET session_replication_role"),
         ("CREATE SCHEMA of_{role} AUTHORIZATION {role}", "it owns the schema of_hpts_test_"),
-        ("CREATE TABLE mine (); ALTER TABLE mine OWNER TO {role}", "it owns the "),
+        ("CREATE TABLE of_{role} (); ALTER TABLE of_{role} OWNER TO {role}", "it owns the "),
         ("ALTER FUNCTION record_posting OWNER TO {role}", "it owns the function record_posting"),
         ("ALTER DATABASE {database} OWNER TO {role}", "it owns the database"),
     ],

@@ -7,7 +7,6 @@ from datetime import date
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from iso4217 import Currency
 from rich.table import Table
 
 from hpts import fields
@@ -15,6 +14,7 @@ from hpts.tenancy import tenant_transaction
 from ledger import queries
 from ledger.events import LAYERS, SETTLED
 from ledger.management.terminal import drawn, known_tenant
+from ledger.money import in_major_units
 
 
 class Command(BaseCommand):
@@ -81,10 +81,3 @@ def _table(answer: dict[str, Any]) -> Table:
         amounts = (money(account[f"{kind}_balance_minor"]) for kind in ("dr", "cr", "normal"))
         table.add_row(account["account_code"], account["account_name"], *amounts)
     return table
-
-
-def in_major_units(minor: int, currency: str) -> str:
-    """`123456` as `1,234.56`, or as `123,456` and `123.456` where the currency has no or three decimals."""
-    exponent = Currency(currency).exponent or 0
-    whole, part = divmod(abs(minor), 10**exponent)
-    return f"{'-' if minor < 0 else ''}{whole:,}" + (f".{part:0{exponent}d}" if exponent else "")
