@@ -25,7 +25,7 @@ from hpts import oauth
 from hpts.tenancy import tenant_transaction
 from ledger import masters
 from ledger.chart import RECEIVABLES
-from ledger.events import AccruedLoan, Accrual, Disbursement, PaymentReceived
+from ledger.events import Accrual, AccruedLoan, Disbursement, PaymentReceived
 from ledger.posting import Origin, Posting, Touches, opened
 
 TENANTS = 10

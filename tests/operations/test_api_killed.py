@@ -72,7 +72,7 @@ def history(api: Api, loan_id: str) -> list[str]:
         more = f"&page_token={page['next_page_token']}"
 
 
-def test_no_acknowledged_payment_is_lost_and_none_is_doubled_when_the_api_is_killed(runs: Runs) -> None:  # noqa: F811
+def test_no_acknowledged_payment_is_lost_and_none_is_doubled_when_the_api_is_killed(runs: Runs) -> None:
     port = free_port()
     _, demo = runs.start(port)
     bearer = token(demo)

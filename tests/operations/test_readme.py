@@ -23,7 +23,7 @@ def comparable(text: str) -> list[str]:
     return text.strip().splitlines()
 
 
-def test_the_walk_prints_what_the_readme_prints(runs: Runs) -> None:  # noqa: F811
+def test_the_walk_prints_what_the_readme_prints(runs: Runs) -> None:
     runs.start(free_port())
     blocks = BLOCK.findall(WALK)
     script = "\n".join(text for language, text in blocks if language == "sh")
