@@ -29,9 +29,10 @@ def main() -> None:
             "Name another one: make run PYTHON=python3.12"
         )
     os.chdir(ROOT)
+    # Static files are collected there; the web server warns when it is absent.
+    os.makedirs(os.path.join("var", "static"), exist_ok=True)
     if installed() and os.access(PYTHON, os.X_OK):
         return
-    os.makedirs("var", exist_ok=True)
     # `make run` and `make test` may start at the same moment in a fresh clone: the second waits for the first.
     with open(os.path.join("var", "install.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

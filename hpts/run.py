@@ -221,8 +221,6 @@ class Supervisor:
         with contextlib.ExitStack() as stack:
             sockets = [stack.enter_context(listener) for listener in listen(self.host, self.port)]
             self.demo_path.unlink(missing_ok=True)
-            # The web server warns when this is absent; development serves static files from where they lie.
-            (embedded.ROOT / "var" / "static").mkdir(parents=True, exist_ok=True)
             with console.status("Starting PostgreSQL and Redis"):
                 self._find_servers(stack)
             with embedded.locked(self.state / "prepare.lock"):

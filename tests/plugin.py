@@ -23,6 +23,8 @@ from hpts import embedded
 
 # Set for the children by the process that started the servers.
 STATE = "HPTS_TEST_STATE"
+# Set by the user: some tests then run as long as their promise says, and not as long as one waits for a suite.
+LONG = "HPTS_LONG"
 _held: list[embedded.Attachment] = []
 
 
@@ -52,7 +54,7 @@ def _release() -> None:
 
 
 def _start_servers() -> None:
-    for name in [name for name in os.environ if name.startswith("HPTS_")]:
+    for name in [name for name in os.environ if name.startswith("HPTS_") and name != LONG]:
         del os.environ[name]
     state = Path(tempfile.mkdtemp(prefix="hpts-test-"))
     os.environ[STATE] = os.environ["HPTS_STATE_DIR"] = str(state)

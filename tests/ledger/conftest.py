@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -25,7 +25,9 @@ from hpts import embedded
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
 from ledger import masters
+from ledger.chart import CONSUMER_LENDING, Chart
 from ledger.events import (
+    PENDING,
     SETTLED,
     Accrual,
     AccruedLoan,
@@ -39,6 +41,7 @@ from ledger.events import (
 )
 from ledger.idempotency import Answer, Call, fingerprint, once
 from ledger.posting import Origin, Posted, Posting, Touches, post, refresh_chart
+from ledger.state import EntryState, LoanState, State
 from tests.conftest import Loan
 
 T = TypeVar("T")
@@ -305,6 +308,56 @@ def other_books() -> Books:
     return made
 
 
+# --- States for the pure rules ---------------------------------------------------------------------------------------
+
+CHART = Chart(CONSUMER_LENDING)
+BALANCE_OF = {"principal": "1100", "interest": "1200", "fees": "1300", "suspense": "2000"}
+
+
+def loan_state(
+    loan_id: str = "loan",
+    *,
+    pending: Mapping[str, int] | None = None,
+    later: Iterable[tuple[str, str, int]] = (),
+    waterfall: str = "fees interest principal",
+    limit: int | None = None,
+    accrual: tuple[int, bool] | None = None,
+    accrual_mode: str = "client",
+    **balances: int,
+) -> LoanState:
+    """A loan opened on 2025-01-01 with these balances by role. `later` are settled movements that they hold already: (day,
+    role, change on the account's own side)."""
+    state = LoanState(
+        loan_id=loan_id,
+        borrower_id=f"borrower of {loan_id}",
+        program_id="program",
+        currency="USD",
+        opened_on=OPENED_ON,
+        principal_limit_minor=limit,
+        waterfall=tuple(waterfall.split()),
+        accrual=accrual,
+        accrual_mode=accrual_mode,
+    )
+    for layer, by_role in ((SETTLED, balances), (PENDING, pending or {})):
+        state.balances |= {(BALANCE_OF[role], layer): minor for role, minor in by_role.items()}
+    for day, role, change in later:
+        net = change if CHART[role].normal_side == "DR" else -change
+        state.later.append((date.fromisoformat(day), CHART[role].code, SETTLED, net))
+    return state
+
+
+def state_of(*loans: LoanState, entry: EntryState | None = None) -> State:
+    return State(date(2025, 12, 31), CHART, {loan.loan_id: loan for loan in loans}, entry)
+
+
+def said(lines: Iterable[Line]) -> list[str]:
+    """Lines as an accountant writes them; the layer only when it is not SETTLED."""
+    return [
+        f"{line.direction} {line.account} {line.amount_minor}" + ("" if line.layer == SETTLED else f" {line.layer}")
+        for line in lines
+    ]
+
+
 # --- Races -----------------------------------------------------------------------------------------------------------
 
 
@@ -387,8 +440,3 @@ def tear_down(function: str, *pieces: tuple[str, str]) -> None:
             assert piece in text, f"{function} has no {piece!r} any more; what guards instead?"
             text = text.replace(piece, other)
         connection.execute(text)
-
-
-def in_turns(items: Sequence[T], workers: int) -> list[list[T]]:
-    """The items dealt out to workers, like cards."""
-    return [list(items[number::workers]) for number in range(workers)]

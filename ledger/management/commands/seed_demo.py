@@ -37,7 +37,7 @@ class Command(BaseCommand):
         if not 0 <= options["loans"] <= 10_000:
             raise CommandError("--loans: 0 to 10000.")
         book = demo.Book(options["loans"])
-        for step in bar(book.steps, "Posting the demo book", total=len(book.steps), shown=not options["json"]):
+        for step in bar(book.steps, "Posting the demo book", total=len(book.steps)):
             book.take(step)
         made = {"tenant_id": demo.TENANT_ID, "program_id": demo.PROGRAM_ID}
         made |= _client(keep=options["keep_credentials"]) | _admin(keep=options["keep_credentials"])
