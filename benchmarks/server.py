@@ -100,17 +100,18 @@ def product_command() -> list[str]:
     return server_command("{address}")
 
 
-def processor_seconds(pid: int) -> float:
-    """Processor time that a process and its living children have used."""
-    return sum(_used(each) for each in [pid, *_children(pid)])
+def processor_seconds(pid: int, *, ended: bool = False) -> float:
+    """Processor time that a process and its living children have used; `ended` adds the children that are gone."""
+    own = _used(pid, ended)
+    return own + sum(_used(child, False) for child in _children(pid))
 
 
-def _used(pid: int) -> float:
+def _used(pid: int, ended: bool) -> float:
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
         return 0.0
-    return (int(fields[11]) + int(fields[12])) / _TICKS
+    return sum(int(each) for each in fields[11 : 15 if ended else 13]) / _TICKS
 
 
 def _children(pid: int) -> list[int]:

@@ -164,8 +164,8 @@ CREATE FUNCTION public.open_posting(p_tenant uuid, p_key text, p_loans uuid[], p
 DECLARE
     v_loans uuid[] := p_loans;
     v_today date;
+    v_seen boolean;
     v_entry json;
-    v_programs json;
     v_state json;
 BEGIN
     PERFORM set_config('hpts.tenant_id', p_tenant::text, true);
@@ -184,10 +184,10 @@ BEGIN
 
     IF p_entry IS NOT NULL THEN
         -- NULL is filtered outside: as a condition on the lines it would invite the index of loans' histories.
-        SELECT array_agg(DISTINCT x) FILTER (WHERE x IS NOT NULL) INTO v_loans
-        FROM (SELECT unnest(p_loans) AS x
+        SELECT array_agg(DISTINCT x) FILTER (WHERE x IS NOT NULL), coalesce(bool_or(of_entry), false) INTO v_loans, v_seen
+        FROM (SELECT unnest(p_loans) AS x, false AS of_entry
               UNION ALL
-              SELECT l.loan_id FROM public.journal_line l
+              SELECT l.loan_id, true FROM public.journal_line l
               WHERE l.tenant_id = p_tenant AND l.entry_id = p_entry) u;
     END IF;
 
@@ -204,6 +204,10 @@ BEGIN
                            WHERE s.tenant_id = p_tenant AND s.settles_entry_id = p_entry))
         INTO v_entry
         FROM public.journal_entry e WHERE e.tenant_id = p_tenant AND e.id = p_entry;
+        IF FOUND AND NOT v_seen THEN
+            -- It was committed between the two look-ups, so its loans are not locked: begin again.
+            RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = 'the entry has just been recorded';
+        END IF;
     END IF;
 
     SELECT (clock_timestamp() AT TIME ZONE t.timezone)::date INTO v_today FROM public.tenant t WHERE t.id = p_tenant;
@@ -217,7 +221,7 @@ BEGIN
         'later', CASE WHEN l.last_effective_at > p_since THEN (
             SELECT json_agg(json_build_array(m.effective_at, m.account_code, m.layer, m.net_minor))
             FROM (SELECT j.effective_at, j.account_code, j.layer,
-                         sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END)::bigint AS net_minor
+                         sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net_minor
                   FROM public.journal_line j
                   WHERE j.tenant_id = p_tenant AND j.loan_id = l.id AND j.effective_at > p_since
                   GROUP BY 1, 2, 3) m) END,
@@ -273,7 +277,9 @@ BEGIN
             INSERT INTO public.journal_entry (
                 tenant_id, id, event_type, loan_id, effective_at, posted_at, correlation_id, reverses_entry_id,
                 settles_entry_id, source_method, external_ref, line_count, facts, document, content_hash)
-            VALUES ((v_entry->>'tenant_id')::uuid, v_id, v_entry->>'event_type', (v_extra->>'loan_id')::uuid,
+            VALUES ((v_entry->>'tenant_id')::uuid, v_id, v_entry->>'event_type',
+                    (SELECT CASE WHEN count(DISTINCT l->>'loan_id') = 1 THEN min(l->>'loan_id') END
+                     FROM jsonb_array_elements(v_lines) AS l)::uuid,
                     v_effective_at, v_posted_at, (v_entry->>'correlation_id')::uuid,
                     (v_entry->>'reverses_entry_id')::uuid, (v_extra->>'settles_entry_id')::uuid,
                     v_extra->>'source_method', v_extra->>'external_ref', jsonb_array_length(v_lines), v_extra->'facts',
@@ -330,6 +336,10 @@ BEGIN
             END IF;
         END LOOP;
 
+        IF (v_entry->>'event_type' = 'accrual') IS DISTINCT FROM (v_extra ? 'accruals') THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
+                MESSAGE = 'an accrual, and nothing else, brings the dates that it uses up';
+        END IF;
         IF v_extra ? 'accruals' THEN
             INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor)
             SELECT v_tenant, a.loan_id, v_effective_at, a.revision, v_id, a.interest_minor
@@ -727,9 +737,17 @@ CREATE TABLE public.journal_entry (
     document text NOT NULL,
     content_hash bytea NOT NULL,
     created_xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    CONSTRAINT journal_entry_effective_date CHECK ((isfinite(effective_at) AND (effective_at <= (((posted_at AT TIME ZONE 'UTC'::text))::date + 1)))),
     CONSTRAINT journal_entry_kind CHECK ((event_type = ANY (ARRAY['disbursement'::text, 'disbursement_settled'::text, 'accrual'::text, 'payment_received'::text, 'payment_allocated'::text, 'payment_returned'::text, 'fee_assessed'::text, 'fee_waived'::text, 'chargeoff'::text, 'recovery'::text, 'refinance'::text, 'restructure'::text, 'reversal'::text, 'manual_adjustment'::text]))),
     CONSTRAINT journal_entry_line_count CHECK (((line_count >= 2) AND (line_count <= 32767))),
-    CONSTRAINT journal_entry_not_its_own_reversal CHECK (((reverses_entry_id IS NULL) OR (NOT ((reverses_entry_id = id) AND (reverses_entry_id IS NOT NULL)))))
+    CONSTRAINT journal_entry_not_its_own_reversal CHECK (((reverses_entry_id IS NULL) OR (NOT ((reverses_entry_id = id) AND (reverses_entry_id IS NOT NULL))))),
+    CONSTRAINT journal_entry_reverses_by_kind CHECK (((reverses_entry_id IS NOT NULL) = (event_type = ANY (ARRAY['reversal'::text, 'payment_returned'::text])))),
+    CONSTRAINT journal_entry_settles_by_kind CHECK (
+CASE event_type
+    WHEN 'disbursement_settled'::text THEN (settles_entry_id IS NOT NULL)
+    WHEN 'payment_allocated'::text THEN true
+    ELSE (settles_entry_id IS NULL)
+END)
 );
 
 ALTER TABLE ONLY public.journal_entry FORCE ROW LEVEL SECURITY;
@@ -1306,14 +1324,6 @@ ALTER TABLE ONLY public.loan_accrual
 
 ALTER TABLE ONLY public.loan_balance
     ADD CONSTRAINT loan_balance_pkey PRIMARY KEY (tenant_id, loan_id, account_code, layer);
-
-
---
--- Name: loan loan_identity; Type: CONSTRAINT; Schema: public; Owner: -
---
-
-ALTER TABLE ONLY public.loan
-    ADD CONSTRAINT loan_identity UNIQUE (tenant_id, id, borrower_id, currency);
 
 
 --

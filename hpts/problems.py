@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import msgspec
 from django.core.exceptions import RequestDataTooBig, TooManyFieldsSent
-from django.db import DatabaseError, Error, InterfaceError, OperationalError
+from django.db import InterfaceError, OperationalError
 from django.http import Http404, HttpRequest, HttpResponse
 from django.utils.html import escape
 from rest_framework import exceptions as drf
@@ -193,15 +193,11 @@ def problem_of(error: BaseException) -> Problem:
         return InvalidToken()
     if isinstance(error, RequestDataTooBig | TooManyFieldsSent):
         return PayloadTooLarge()
-    if isinstance(error, OperationalError | InterfaceError) or _is_pool_timeout(error):
+    if isinstance(error, OperationalError | InterfaceError):
         logger.error("database unavailable: %s", type(error).__name__, exc_info=error)
         return Unavailable()
     logger.error("unexpected %s", type(error).__name__, exc_info=error)
     return InternalError("Something went wrong on our side. It has been recorded under this request's id.")
-
-
-def _is_pool_timeout(error: BaseException) -> bool:
-    return isinstance(error, Error) and not isinstance(error, DatabaseError)
 
 
 def exception_handler(error: Exception, context: Mapping[str, Any]) -> HttpResponse:

@@ -30,12 +30,18 @@ def current_tenant() -> str:
 
 @contextmanager
 def tenant_transaction(
-    tenant_id: str, opening: str = ENTER, params: Sequence[Any] = (), *, using: str = "default"
+    tenant_id: str,
+    opening: str = ENTER,
+    params: Sequence[Any] = (),
+    *,
+    first: str | None = None,
+    using: str = "default",
 ) -> Iterator[CursorWrapper]:
     """Open one transaction for one tenant and yield its cursor, after the `opening` statement has run on it.
 
     `opening` takes the tenant's id as its first parameter and must set `hpts.tenant_id` for the transaction; the write
     path passes the function that also takes the locks and reads the state, so that entering costs no round trip more.
+    `first` is a statement before it, such as another time limit.
     Time limits are session defaults of the connection (settings). Inside itself it refuses to change the tenant.
     """
     if _current.get() is not None:
@@ -45,6 +51,8 @@ def tenant_transaction(
     try:
         _wake(using)
         with transaction.atomic(using=using), connection.cursor() as cursor:
+            if first is not None:
+                cursor.execute(first)
             cursor.execute(opening, (tenant_id, *params))
             yield cursor
     finally:
@@ -70,7 +78,9 @@ def _wake(using: str) -> None:
 def _dead(raw: Any) -> bool:
     """Whether the socket has something to read while no query runs: only a goodbye of the server can be there."""
     try:
-        return bool(select.select([raw.pgconn.socket], [], [], 0)[0])
+        poll = select.poll()
+        poll.register(raw.pgconn.socket, select.POLLIN)
+        return bool(poll.poll(0))
     except (OSError, ValueError):
         return True
 

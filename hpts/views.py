@@ -65,11 +65,10 @@ class APIViewSet(ViewSet):
     def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         raise MethodNotAllowed([name.upper() for name in self.action_map])
 
-    def route(self, request: Request) -> str:
-        """The route's template: `v1/payments`."""
-        match = request._request.resolver_match
-        assert match is not None
-        return match.route
+    @property
+    def operation_id(self) -> str:
+        """The operation's name in the API document: it outlives routes and their parameters' names."""
+        return getattr(self, self.action).operation.operation_id  # type: ignore[no-any-return]
 
     @property
     def body_limit(self) -> int:

@@ -57,3 +57,21 @@ def render(entry: dict[str, Any], lines: Iterable[dict[str, Any]], tenant_id: st
 def public(document: str) -> str:
     """The entry as the API shows it."""
     return document[:-_TAIL] + "}"
+
+
+# All members before the lines fit in here: the longest description and actor, every character of them escaped.
+HEAD = 6_000
+_LINES = ',"lines":['
+
+
+def with_lines(head: str, lines: list[dict[str, Any]], posted_at: str, reverses_entry_id: str | None) -> str:
+    """An entry that many loans share, as one loan's history shows it: with that loan's lines alone.
+
+    `head` is the beginning of the document; the two members that follow the lines are given. A document of a batch can
+    have megabytes, of which nothing more than its head is looked at.
+    """
+    # Inside a string the quotation marks would be escaped, so the first match is the member itself.
+    before = head[: head.index(_LINES)]
+    tail = f',"reverses_entry_id":"{reverses_entry_id}"' if reverses_entry_id else ""
+    shown = msgspec.json.encode(lines, order="sorted").decode()
+    return f'{before},"lines":{shown},"posted_at":"{posted_at}"{tail}}}'

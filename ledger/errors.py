@@ -157,6 +157,5 @@ BY_CONSTRAINT: dict[str, type[Problem]] = {
     "journal_line_balanced": UnbalancedEntry,
     "loan_balance_not_below_zero": AmountExceedsBalance,
     "loan_pkey": LoanExists,
-    "loan_identity": LoanExists,
     "program_pkey": ProgramExists,
 }

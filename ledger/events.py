@@ -109,7 +109,6 @@ class MoneyEvent(LoanEvent):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disbursement(MoneyEvent):
     kind = EventKind.DISBURSEMENT
-    destination_ref: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

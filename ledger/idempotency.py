@@ -48,9 +48,12 @@ def read_key(value: str | None) -> str:
     return value
 
 
-def fingerprint(route: str, path: Mapping[str, str], body: object) -> bytes:
-    """What two requests with one key must have in common: route, path parameters and the parsed body, order aside."""
-    canonical = msgspec.json.encode(["v1", "POST", route, dict(path), body], order="sorted")
+def fingerprint(operation_id: str, path: Mapping[str, str], body: object) -> bytes:
+    """What two requests with one key must have in common: operation, path values and the parsed body, order aside.
+
+    Kept for ever, so nothing goes in here that a release may rename.
+    """
+    canonical = msgspec.json.encode(["v1", operation_id, list(path.values()), body], order="sorted")
     return hashlib.sha256(canonical).digest()
 
 

@@ -2,7 +2,7 @@
 
 Django declares tables and row-local constraints here; composite keys, row security, triggers, grants and the two functions
 of the write path are the numbered `.sql` files beside the migrations. Rows of the journal are written by
-`record_posting` (migrations/0002_walls.sql) alone; the models are for reading.
+`record_posting` (migrations/0003_posting.sql) alone; the models are for reading.
 Ids are UUIDs, keys start with `tenant_id`, amounts are positive integers in the currency's minor unit (BIGINT).
 """
 
@@ -18,7 +18,6 @@ from ledger.events import DIRECTIONS, LAYERS, EventKind
 DAY_COUNTS = ("ACT_365", "ACT_360", "ACT_ACT", "30_360")
 ACCRUAL_MODES = ("client", "engine")
 ACCOUNT_TYPES = ("asset", "liability", "equity", "income", "expense", "memo")
-MAX_MINOR = 9_223_372_036_854_775_807
 
 
 class TransactionIdField(models.Field):  # type: ignore[type-arg]
@@ -153,11 +152,9 @@ class Loan(TenantOwned):
             models.CheckConstraint(
                 condition=Q(principal_limit_minor__isnull=True) | Q(principal_limit_minor__gt=0), name="loan_limit"
             ),
-            # The target of the journal's one foreign key to loans: it proves loan, borrower and currency together.
-            models.UniqueConstraint(fields=["tenant_id", "id", "borrower_id", "currency"], name="loan_identity"),
         ]
         indexes = [
-            # GET /loans, its program and borrower filters, in order of creation.
+            # GET /loans, its program and borrower filters, in order of id.
             models.Index(fields=["tenant_id", "program_id", "id"], name="loan_by_program"),
             models.Index(fields=["tenant_id", "borrower_id", "id"], name="loan_by_borrower"),
         ]

@@ -7,20 +7,21 @@ functions (migrations/0003_posting.sql). Between the two nothing is asked of any
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime, timedelta
 from typing import Any, TypeVar
 
 import msgspec
 from django.db import DatabaseError, Error
 from django.db.backends.utils import CursorWrapper
 
-from hpts.problems import Busy, Problem
+from hpts.problems import Busy, InternalError, Problem
 from hpts.tenancy import tenant_transaction
 from ledger import document
 from ledger.chart import FLOORED, Chart
@@ -36,7 +37,18 @@ from ledger.errors import (
     LoanNotFound,
     UnbalancedEntry,
 )
-from ledger.events import DEBIT, Accrual, Event, EventKind, Line, MoneyEvent, PaymentReceived
+from ledger.events import (
+    DEBIT,
+    Accrual,
+    DisbursementSettled,
+    Event,
+    EventKind,
+    Line,
+    ManualAdjustment,
+    MoneyEvent,
+    PaymentReceived,
+    Reversal,
+)
 from ledger.money import MAX_MINOR
 from ledger.queries import read_chart
 from ledger.rules import RULES
@@ -46,12 +58,14 @@ OPEN = "SELECT locked, fingerprint, response, state FROM open_posting(%s::uuid, 
 RECORD = "SELECT record_posting(%s, %s, %s::bytea, %s)"
 ATTEMPTS = 4
 # A batch of thousands of loans may take longer than a payment is allowed to.
+LARGE_LOANS = 1_000
 LARGE_LINES = 2_000
 LARGE_TIMEOUT = "SET LOCAL statement_timeout = '60s'"
 # Serialization failure, deadlock, lock timeout: the transaction did nothing and may be run again.
 RETRIED = {"40001", "40P01", "55P03"}
 
 T = TypeVar("T")
+logger = logging.getLogger("hpts.posting")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +81,29 @@ class Origin:
 class Touches:
     """What a posting will look at, known before it opens: its loans are locked and read in the first round trip.
 
-    `since`: the earliest effective date of the events (None: today); `accrual`: the date that accruals are about.
+    `since`: the earliest effective date of the events (None: today); `accrual`: the date that accruals are about, then
+    `since` is the day before it.
     """
 
     loans: Sequence[str] = ()
     entry: str | None = None
     since: date | None = None
     accrual: date | None = None
+
+    @classmethod
+    def of(cls, event: Event) -> Touches:
+        """What one event by itself touches."""
+        if isinstance(event, Accrual):
+            return cls(event.loan_ids, since=day_before(event.effective_at), accrual=event.effective_at)
+        if isinstance(event, Reversal):
+            return cls(entry=event.reverses_entry_id, since=event.effective_at)
+        if isinstance(event, DisbursementSettled):
+            return cls(entry=event.disbursement_event_id, since=event.effective_at)
+        return cls(event.loan_ids, since=event.effective_at)
+
+
+def day_before(day: date) -> date:
+    return day - timedelta(days=1) if day > date.min else day
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,8 +159,9 @@ _charts: dict[str, Chart] = {}
 class Posting:
     """One transaction's postings: the state under the locks, and what `record()` will write."""
 
-    def __init__(self, cursor: CursorWrapper, origin: Origin, opened: str) -> None:
+    def __init__(self, cursor: CursorWrapper, origin: Origin, touches: Touches, opened: str) -> None:
         state = _decode_state(opened)
+        self.since = touches.since or state.today
         self.cursor = cursor
         self.origin = origin
         self.posted_at = state.posted_at
@@ -149,6 +180,7 @@ class Posting:
 
     def post(self, event: Event) -> Posted:
         """Decide by the event's rule, prove the lines, and stage the entry. Raises the rule's refusals; nothing is kept."""
+        self._meet_accounts(event)
         self._admit(event)
         lines = tuple(RULES[event.kind](self.state, event))
         self._prove(lines, event)
@@ -172,6 +204,14 @@ class Posting:
         if self._staged or key is not None:
             self.cursor.execute(RECORD, (msgspec.json.encode(self._staged).decode(), key, fingerprint, response))
 
+    def _meet_accounts(self, event: Event) -> None:
+        """Read the chart again when a line names an account that was added since this process read it."""
+        named = (
+            event.lines if isinstance(event, ManualAdjustment) else self.state.entry.lines if self.state.entry else ()
+        )
+        if any(line.account not in self.state.chart for line in named):
+            self.state.chart = _charts[self.origin.tenant_id] = read_chart(self.cursor)
+
     def _admit(self, event: Event) -> None:
         """What every kind refuses: unknown loans, foreign borrowers and currencies, dates out of bounds."""
         for loan_id in event.loan_ids:
@@ -184,10 +224,13 @@ class Posting:
                 raise BorrowerMismatch("The loan belongs to another borrower.")
             if event.currency != loan.currency:
                 raise CurrencyMismatch(f"The loan is in {loan.currency}.")
+        if event.effective_at < self.since:
+            raise RuntimeError(f"The state was read for events from {self.since} on, not for {event.effective_at}.")
         if event.effective_at > self.today:
             raise EffectiveDateRefused(f"The date lies in the future: today is {self.today}.")
         for loan in self.state.loans.values():
-            if event.effective_at < loan.opened_on:
+            # An accrual says first which items are not its program's loans.
+            if event.effective_at < loan.opened_on and event.kind is not EventKind.ACCRUAL:
                 raise EffectiveDateRefused(f"Loan {loan.loan_id} opens on {loan.opened_on}.")
 
     def _prove(self, lines: tuple[Line, ...], event: Event) -> None:
@@ -258,8 +301,6 @@ class Posting:
         extra: dict[str, Any] = {
             "versions": [line.loan_id and self.state.loans[line.loan_id].version for line in entry.lines]
         }
-        if len(loans) == 1:
-            extra["loan_id"] = loans[0]
         if event.facts:
             extra["facts"] = event.facts
         if event.kind is EventKind.DISBURSEMENT_SETTLED:
@@ -281,7 +322,7 @@ class Posting:
 
 def post(origin: Origin, event: Event, touches: Touches | None = None) -> Posted:
     """Post one event in a transaction of its own, without an idempotency key: commands, schedules, break resolution."""
-    touches = touches or Touches(loans=event.loan_ids, since=event.effective_at)
+    touches = touches or Touches.of(event)
 
     def attempt() -> Posted:
         with opened(origin, touches) as (posting, _):
@@ -307,9 +348,10 @@ def opened(origin: Origin, touches: Touches, key: str | None = None) -> Iterator
     """One tenant transaction with the key tried and the loans locked and read. Without a free key there is no posting."""
     # An array literal of canonical UUIDs, because psycopg's own array dumper costs more than the look-up.
     params = (key, f"{{{','.join(touches.loans)}}}", touches.entry, touches.since, touches.accrual)
-    with tenant_transaction(origin.tenant_id, OPEN, params) as cursor:
+    limit = LARGE_TIMEOUT if len(touches.loans) > LARGE_LOANS else None
+    with tenant_transaction(origin.tenant_id, OPEN, params, first=limit) as cursor:
         locked, fingerprint, response, state = cursor.fetchone()
-        posting = Posting(cursor, origin, state) if state is not None else None
+        posting = Posting(cursor, origin, touches, state) if state is not None else None
         yield posting, KeyState(locked, bytes(fingerprint) if fingerprint is not None else None, response)
 
 
@@ -331,6 +373,10 @@ def with_retries(attempt: Callable[[], T]) -> T:
                     continue
                 raise Busy("Others hold the loan or the key for too long; nothing was written.") from error
             problem = problem_of_database(error)
+            if problem is None and _sqlstate(error).startswith("HP"):
+                # A wall that no rule should ever meet: a programmer's error, never an outage.
+                logger.critical("a wall refused a posting", exc_info=error)
+                raise InternalError("A wall of the ledger refused this; nothing was written.") from error
             if problem is None:
                 raise
             raise problem from error
@@ -356,18 +402,13 @@ def _sqlstate(error: Error) -> str:
 
 
 def _chart(cursor: CursorWrapper, tenant_id: str) -> Chart:
-    """The tenant's chart, read once per process: roles, sides and codes never change; a new code is read when it is met."""
+    """The tenant's chart, read once per process: roles, sides and codes never change; `Posting` meets new codes."""
     chart = _charts.get(tenant_id)
     if chart is None:
         chart = read_chart(cursor)
         if "principal" in chart:
             _charts[tenant_id] = chart
     return chart
-
-
-def refresh_chart(posting: Posting) -> None:
-    """Read the chart again, for lines that name accounts by code."""
-    posting.state.chart = _charts[posting.origin.tenant_id] = read_chart(posting.cursor)
 
 
 def _loan_state(loan: _Loan) -> LoanState:
@@ -419,8 +460,6 @@ def _next_revision(loan: LoanState) -> int:
 
 def _uuid7(posted_at: str) -> str:
     """A UUIDv7 (RFC 9562) of the database's clock: 48 bits of milliseconds, then 74 random bits."""
-    from datetime import datetime
-
     milliseconds = int(datetime.fromisoformat(posted_at).timestamp() * 1000)
     value = (milliseconds << 80) | secrets.randbits(80)
     value = (value & ~(0xF << 76)) | (0x7 << 76)

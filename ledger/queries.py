@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from datetime import date, datetime
 from typing import Any
 
-import msgspec
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import current_tenant, tenant_transaction
@@ -105,11 +104,20 @@ def programs(cursor: CursorWrapper, *, on: date, after: str | None, limit: int) 
     return [_program_object(row) for row in rows]
 
 
-# Lent and owing nothing is paid off; receivables are never below zero, so that their sum tells.
+# Lent and owing nothing is paid off; receivables are never below zero, so that their sum tells. Lent: some principal was
+# debited by an entry that is no reversal and has not been reversed.
+_LENT = """EXISTS (
+    SELECT FROM journal_line j
+    JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
+    JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+    WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = 'SETTLED' AND j.direction = 'DR'
+      AND a.role = 'principal' AND e.event_type <> 'reversal'
+      AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = e.tenant_id AND r.reverses_entry_id = e.id))"""
+
 _LOAN = """
     SELECT * FROM (
         SELECT l.id, l.borrower_id, l.program_id, l.currency,
-               CASE WHEN owed.lent AND owed.minor = 0 THEN 'paid_off' ELSE 'open' END AS state,
+               CASE WHEN owed.minor = 0 AND {lent} THEN 'paid_off' ELSE 'open' END AS state,
                l.opened_on, coalesce(lt.annual_rate_bps, pt.annual_rate_bps) AS annual_rate_bps, p.day_count_convention,
                l.principal_limit_minor, l.created_at, l.version
         FROM loan l
@@ -123,7 +131,7 @@ _LOAN = """
             WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at <= greatest(%(on)s, l.opened_on)
             ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) lt ON true
         LEFT JOIN LATERAL (
-            SELECT bool_or(a.role = 'principal') AS lent, sum(b.balance_minor) AS minor
+            SELECT sum(b.balance_minor) AS minor
             FROM loan_balance b
             JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
             WHERE b.tenant_id = l.tenant_id AND b.loan_id = l.id AND b.layer = 'SETTLED'
@@ -151,7 +159,7 @@ def _loan_object(row: tuple[Any, ...]) -> dict[str, Any]:
 
 def loan(cursor: CursorWrapper, *, loan_id: str, on: date) -> tuple[dict[str, Any], int] | None:
     """A loan as the API shows it, and its version."""
-    rows = _rows(cursor, _LOAN.format(where="AND l.id = %(loan)s"), loan=loan_id, on=on)
+    rows = _rows(cursor, _LOAN.format(where="AND l.id = %(loan)s", lent=_LENT), loan=loan_id, on=on)
     return (_loan_object(rows[0]), rows[0][10]) if rows else None
 
 
@@ -173,7 +181,11 @@ def loans(
         where += " AND l.borrower_id = %(borrower)s"
     if after is not None:
         where += " AND l.id > %(after)s"
-    sql = _LOAN.format(where=where) + (" WHERE state = %(state)s" if state else "") + " ORDER BY id LIMIT %(limit)s"
+    sql = (
+        _LOAN.format(where=where, lent=_LENT)
+        + (" WHERE state = %(state)s" if state else "")
+        + " ORDER BY id LIMIT %(limit)s"
+    )
     rows = _rows(cursor, sql, on=on, program=program_id, borrower=borrower_id, state=state, after=after, limit=limit)
     return [_loan_object(row) for row in rows]
 
@@ -229,9 +241,10 @@ def history(
         where += " AND e.event_type = %(kind)s"
     rows = _rows(
         cursor,
-        f"""SELECT loan_version, id, NOT batch, CASE WHEN NOT batch THEN document END,
-                   CASE WHEN batch THEN (document::jsonb - 'lines' - 'tenant_id' - 'v')::text END
-            FROM (SELECT DISTINCT ON (l.loan_version) l.loan_version, e.id, e.document, {_SHARED} AS batch
+        f"""SELECT loan_version, id, batch, CASE WHEN batch THEN left(document, {document.HEAD}) ELSE document END,
+                   posted_at, reverses_entry_id
+            FROM (SELECT DISTINCT ON (l.loan_version) l.loan_version, e.id, e.document, e.posted_at,
+                         e.reverses_entry_id, {_SHARED} AS batch
                   FROM journal_line l
                   JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
                   WHERE l.tenant_id = %(tenant)s AND l.loan_id = %(loan)s AND l.loan_version > %(after)s{where}
@@ -243,11 +256,16 @@ def history(
         kind=kind,
         **{"from": from_date, "to": to_date},
     )
-    shared = [row[1] for row in rows if not row[2]]
+    shared = [row[1] for row in rows if row[2]]
     lines = _lines_of_loan(cursor, loan_id, shared) if shared else {}
     return [
-        HistoryItem(version, document.public(whole) if own else _with_lines(header, lines[entry_id]))
-        for version, entry_id, own, whole, header in rows
+        HistoryItem(
+            version,
+            document.with_lines(text, lines[entry_id], timestamp(posted_at), reverses and str(reverses))
+            if batch
+            else document.public(text),
+        )
+        for version, entry_id, batch, text, posted_at, reverses in rows
     ]
 
 
@@ -271,10 +289,6 @@ def _lines_of_loan(
     return lines
 
 
-def _with_lines(header: str, lines: list[dict[str, Any]]) -> str:
-    return msgspec.json.encode({**msgspec.json.decode(header), "lines": lines}, order="sorted").decode()
-
-
 # --- Balances --------------------------------------------------------------------------------------------------------
 
 
@@ -290,46 +304,41 @@ class LoanBalances:
 
 def loan_balances(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> LoanBalances | None:
     """SETTLED balances of a loan with entries effective on or before `as_of`: the cached rows, or the lines when later
-    entries exist."""
-    found = _rows(
-        cursor,
-        """SELECT currency, version, last_effective_at <= %(as_of)s, last_posted_at
-           FROM loan WHERE tenant_id = %(tenant)s AND id = %(loan)s""",
-        loan=loan_id,
-        as_of=as_of,
-    )
-    if not found:
-        return None
-    currency, version, current, last_posted_at = found[0]
-    if current is None:
-        return LoanBalances(currency, version, {}, None)
-    if current:
-        rows = _rows(
-            cursor,
-            """SELECT a.role, b.balance_minor FROM loan_balance b
-               JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
-               WHERE b.tenant_id = %(tenant)s AND b.loan_id = %(loan)s AND b.layer = %(layer)s AND a.role IS NOT NULL""",
-            loan=loan_id,
-            layer=SETTLED,
-        )
-        return LoanBalances(currency, version, dict(rows), last_posted_at)
+    entries exist. One statement, so that version, balances and date are of one moment."""
     rows = _rows(
         cursor,
-        """SELECT a.role,
-                  sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END)
-                      FILTER (WHERE l.layer = %(layer)s AND a.per_loan)::bigint,
-                  max(e.posted_at)
-           FROM journal_line l
-           JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
-           JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
-           WHERE l.tenant_id = %(tenant)s AND l.loan_id = %(loan)s AND l.effective_at <= %(as_of)s
-           GROUP BY a.role""",
+        """SELECT l.currency, l.version,
+                  CASE WHEN l.last_effective_at <= %(as_of)s THEN l.last_posted_at ELSE (
+                      SELECT max(e.posted_at)
+                      FROM journal_line j
+                      JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
+                      WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.effective_at <= %(as_of)s) END,
+                  CASE WHEN l.last_effective_at <= %(as_of)s THEN (
+                      SELECT json_object_agg(a.role, b.balance_minor)
+                      FROM loan_balance b
+                      JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
+                      WHERE b.tenant_id = l.tenant_id AND b.loan_id = l.id AND b.layer = %(layer)s
+                        AND a.role IS NOT NULL)
+                  ELSE (
+                      SELECT json_object_agg(s.role, s.minor)
+                      FROM (SELECT a.role,
+                                   sum(CASE j.direction WHEN a.normal_side THEN j.amount_minor ELSE -j.amount_minor END)
+                                       AS minor
+                            FROM journal_line j
+                            JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+                            WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.effective_at <= %(as_of)s
+                              AND j.layer = %(layer)s AND a.per_loan AND a.role IS NOT NULL
+                            GROUP BY a.role) s)
+                  END
+           FROM loan l WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s""",
         loan=loan_id,
         as_of=as_of,
         layer=SETTLED,
     )
-    by_role = {role: minor for role, minor, _ in rows if role is not None and minor is not None}
-    return LoanBalances(currency, version, by_role, max((row[2] for row in rows), default=None))
+    if not rows:
+        return None
+    currency, version, last_activity_at, by_role = rows[0]
+    return LoanBalances(currency, version, by_role or {}, last_activity_at)
 
 
 @dataclass(frozen=True, slots=True)

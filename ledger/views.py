@@ -1,11 +1,10 @@
-"""The API of the books: scope, shape, event or query, answer. No arithmetic here."""
+"""The API of the books: scope, shape, event or query, answer. No rule lives here."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from datetime import date, timedelta
 from typing import Any, ClassVar, TypeVar
 
 import msgspec
@@ -61,7 +60,7 @@ from ledger.events import (
     Reversal,
 )
 from ledger.idempotency import Call, fingerprint, once, read_key
-from ledger.posting import Origin, Posting, Touches, refresh_chart
+from ledger.posting import Origin, Posting, Touches, day_before
 from ledger.rules.waterfall import allocation
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -86,26 +85,26 @@ class LedgerViewSet(APIViewSet):
         self.query(request, shapes.NoQuery)
         key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
         body = fields.parse(raw, shape)
-        call = Call(self.origin(request), key, fingerprint(self.route(request), self.kwargs, raw))
+        call = Call(self.origin(request), key, fingerprint(self.operation_id, self.kwargs, raw))
         expected = request.META.get("HTTP_IF_MATCH")
 
         def guarded(posting: Posting) -> Mapping[str, Any]:
-            if about_loan is not None:
-                _check_version(posting, about_loan(body), expected)
+            _check_version(posting, expected)
             return work(posting, body)
 
         done = once(call, touches(body), guarded)
         response = answer(done.body, 200 if done.replayed else 201)
         if done.replayed:
             response["Idempotency-Replayed"] = "true"
-        if about_loan is not None:
-            response["ETag"] = etag(self._version(request, done.posting, about_loan(body)))
+        if done.posting is not None and len(done.posting.state.loans) == 1:
+            (loan,) = done.posting.state.loans.values()
+            response["ETag"] = etag(loan.version)
+        elif done.replayed and about_loan is not None:
+            response["ETag"] = etag(self.version(request, about_loan(body)))
         return response
 
-    def _version(self, request: Request, posting: Posting | None, loan_id: str) -> int:
-        """The loan's version after the write; on a replay, which reads no loan, the one that it has now."""
-        if posting is not None and loan_id in posting.state.loans:
-            return posting.state.loans[loan_id].version
+    def version(self, request: Request, loan_id: str) -> int:
+        """The version that a loan has now."""
         with self.read(request) as cursor:
             return queries.loan_version(cursor, loan_id=loan_id) or 0
 
@@ -127,11 +126,11 @@ def etag(version: int) -> str:
     return f'"{version}"'
 
 
-def _check_version(posting: Posting, loan_id: str, expected: str | None) -> None:
-    """If-Match on a loan's write: refuse when the loan is not at one of the versions that the client names."""
-    loan = posting.state.loans.get(loan_id)
-    if loan is None or expected is None or expected.strip() == "*":
+def _check_version(posting: Posting, expected: str | None) -> None:
+    """If-Match on a write about one loan: refuse when the loan is not at one of the versions that the client names."""
+    if expected is None or expected.strip() == "*" or len(posting.state.loans) != 1:
         return
+    (loan,) = posting.state.loans.values()
     if etag(loan.version) not in [named.strip() for named in expected.split(",")]:
         raise LoanChanged(f"The loan is at version {loan.version}; If-Match asks for {expected[:100]}.")
 
@@ -248,7 +247,7 @@ class Disbursements(LedgerViewSet):
         request=shapes.Settlement,
         answer=shapes.DisbursementPosted,
         returns="Settlement posted",
-        refuses=(AlreadySettled, AlreadyReversed, EffectiveDateRefused),
+        refuses=(AlreadySettled, AlreadyReversed, EffectiveDateRefused, LoanChanged),
     )
     def settlement(self, request: Request, disbursement_event_id: str) -> HttpResponse:
         """Settle a disbursement.
@@ -296,20 +295,8 @@ class Accruals(LedgerViewSet):
         """
 
         def work(posting: Posting, body: shapes.AccrualBatch) -> dict[str, Any]:
-            program = queries.program(posting.cursor, program_id=body.program_id, on=body.accrual_date)
-            if program is None:
+            if queries.program(posting.cursor, program_id=body.program_id, on=body.accrual_date) is None:
                 raise ProgramNotFound(f"There is no program {body.program_id}.")
-            if program["day_count_convention"] != body.day_count_convention:
-                raise ValidationFailed(
-                    "The batch does not agree with the books; nothing was posted.",
-                    [
-                        FieldProblem(
-                            "day_count_convention",
-                            "day_count_differs",
-                            f"The program's is {program['day_count_convention']}.",
-                        )
-                    ],
-                )
             items = tuple(
                 AccruedLoan(
                     loan_id=item.loan_id,
@@ -339,15 +326,11 @@ class Accruals(LedgerViewSet):
             shapes.AccrualBatch,
             lambda body: Touches(
                 loans=[item.loan_id for item in body.loans],
-                since=_day_before(body.accrual_date),
+                since=day_before(body.accrual_date),
                 accrual=body.accrual_date,
             ),
             work,
         )
-
-
-def _day_before(day: date) -> date:
-    return day - timedelta(days=1) if day > date.min else day
 
 
 class Reversals(LedgerViewSet):
@@ -378,7 +361,6 @@ class Reversals(LedgerViewSet):
         def work(posting: Posting, body: shapes.NewReversal) -> dict[str, Any]:
             if posting.state.entry is None:
                 raise EntryNotFound(f"There is no journal entry {body.reverses_entry_id}.")
-            refresh_chart(posting)
             entry = posting.post(
                 Reversal(
                     effective_at=given(body.effective_at) or posting.today,
@@ -418,11 +400,6 @@ class JournalEntries(LedgerViewSet):
         """Post an accountant's own lines."""
 
         def work(posting: Posting, body: shapes.NewJournalEntry) -> dict[str, Any]:
-            closed = {account.code for account, is_closed in queries.accounts(posting.cursor) if is_closed}
-            refresh_chart(posting)
-            for line in body.lines:
-                if line.account_code in closed:
-                    raise AccountClosed(f"Account {line.account_code} is closed.")
             entry = posting.post(
                 ManualAdjustment(
                     effective_at=body.effective_at,
@@ -555,8 +532,10 @@ class Loans(LedgerViewSet):
             )
 
         response = self.write(request, shapes.NewLoan, lambda body: Touches(), work)
+        replayed = "Idempotency-Replayed" in response
         # A new loan's id may be the server's, so it is read off the answer.
-        response["ETag"] = etag(self._version(request, None, msgspec.json.decode(response.content)["loan_id"]))
+        loan_id = msgspec.json.decode(response.content)["loan_id"]
+        response["ETag"] = etag(self.version(request, loan_id) if replayed else 0)
         return response
 
     @operation("listLoans", "loans", query=shapes.LoansQuery, answer=shapes.LoanPage, returns="Page of loans")

@@ -67,11 +67,11 @@ def in_books_of(tenant_id: str, *, url: str = "DATABASE_URL") -> Iterator[psycop
 # --- Answers ---------------------------------------------------------------------------------------------------------
 
 
-def refused(answer: HttpResponse, status: int, code: str, fields: Iterable[str] | None = None) -> Json:
+def refused(answer: Any, status: int, code: str, fields: Iterable[str] | None = None) -> Json:
     """Assert that `answer` is this problem to the letter, with these wrong fields and no others; gives its body."""
     text = answer.content.decode()
     assert (answer.status_code, answer.headers["Content-Type"]) == (status, "application/problem+json"), text
-    body = json.loads(text)
+    body: Json = json.loads(text)
     assert body["code"] == code, text
     members = {"type", "title", "status", "detail", "instance", "code"}
     assert body.keys() - {"errors"} == members, text
@@ -94,18 +94,20 @@ def refused(answer: HttpResponse, status: int, code: str, fields: Iterable[str] 
     return body
 
 
-def posted(answer: HttpResponse) -> Json:
+def posted(answer: Any) -> Json:
     """Assert that `answer` is 201 for the first time; gives its body."""
     assert answer.status_code == 201, answer.content.decode()
     assert "Idempotency-Replayed" not in answer.headers
-    return json.loads(answer.content)
+    body: Json = json.loads(answer.content)
+    return body
 
 
-def shown(answer: HttpResponse) -> Json:
+def shown(answer: Any) -> Json:
     """Assert that `answer` is 200; gives its body."""
     assert answer.status_code == 200, answer.content.decode()
     assert answer.headers["Content-Type"] == "application/json"
-    return json.loads(answer.content)
+    body: Json = json.loads(answer.content)
+    return body
 
 
 # --- Callers ---------------------------------------------------------------------------------------------------------
@@ -192,7 +194,8 @@ class Api:
         return shown(self.get(f"/v1/journal-entries/{entry_id}"))
 
     def history(self, loan: Loan, **query: Any) -> list[Json]:
-        return shown(self.get(f"/v1/loans/{loan.loan_id}/journal-entries", query))["items"]
+        items: list[Json] = shown(self.get(f"/v1/loans/{loan.loan_id}/journal-entries", query))["items"]
+        return items
 
     def owed(self, loan: Loan, as_of: str | None = None) -> tuple[int, int, int]:
         """Principal, interest and fees of a loan."""
@@ -304,7 +307,7 @@ class Lender:
     def books(self) -> tuple[Any, ...]:
         """Everything that a posting could move: counts, balances, versions, terms, accounts."""
         with in_books_of(self.tenant_id) as connection:
-            row = connection.execute(_BOOKS).fetchone()
+            row: tuple[Any, ...] | None = connection.execute(_BOOKS).fetchone()
             assert row is not None
             return row
 
@@ -326,7 +329,7 @@ _BOOKS = """SELECT
 
 
 def _open_program(cursor: Any, **changes: Any) -> str:
-    terms = {
+    terms: Json = {
         "on": date(2026, 1, 1),
         "program_id": str(uuid.uuid4()),
         "name": "Instalments",
@@ -341,7 +344,7 @@ def _open_program(cursor: Any, **changes: Any) -> str:
 
 
 def _open_loan(cursor: Any, program_id: str, **changes: Any) -> Loan:
-    terms = {
+    terms: Json = {
         "on": date(2026, 1, 1),
         "loan_id": str(uuid.uuid4()),
         "borrower_id": str(uuid.uuid4()),

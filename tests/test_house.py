@@ -250,8 +250,8 @@ def test_each_code_of_a_field_is_in_the_document() -> None:
                 continue
             code = node.args[1] if getattr(node.func, "id", "") == "FieldProblem" else node.args[0]
             if isinstance(code, ast.Constant):
-                text = f"`{code.value}`"
-                assert text in documented_errors(), f"{path}:{node.lineno}: tell docs/errors.md what {text} means"
+                told = f"`{code.value!s}`" in documented_errors()
+                assert told, f"{path}:{node.lineno}: tell docs/errors.md what {code.value!s} means"
 
 
 def test_each_problem_is_raised_somewhere() -> None:

@@ -158,7 +158,7 @@ class Migration(migrations.Migration):
             options={
                 'db_table': 'loan',
                 'indexes': [models.Index(fields=['tenant_id', 'program_id', 'id'], name='loan_by_program'), models.Index(fields=['tenant_id', 'borrower_id', 'id'], name='loan_by_borrower')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('principal_limit_minor__isnull', True), ('principal_limit_minor__gt', 0), _connector='OR'), name='loan_limit'), models.UniqueConstraint(fields=('tenant_id', 'id', 'borrower_id', 'currency'), name='loan_identity')],
+                'constraints': [models.CheckConstraint(condition=models.Q(('principal_limit_minor__isnull', True), ('principal_limit_minor__gt', 0), _connector='OR'), name='loan_limit')],
             },
         ),
         migrations.CreateModel(

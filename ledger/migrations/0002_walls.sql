@@ -38,6 +38,16 @@ ALTER TABLE public.loan_accrual ADD CONSTRAINT loan_accrual_entry
 ALTER TABLE public.outbox_message ADD CONSTRAINT outbox_message_entry
     FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
 
+-- What an entry says of other entries fits its kind, and it does not count in the future (no zone is a day ahead of UTC).
+ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_reverses_by_kind
+    CHECK ((reverses_entry_id IS NOT NULL) = (event_type IN ('reversal', 'payment_returned')));
+ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_settles_by_kind
+    CHECK (CASE event_type WHEN 'disbursement_settled' THEN settles_entry_id IS NOT NULL
+                           WHEN 'payment_allocated' THEN true
+                           ELSE settles_entry_id IS NULL END);
+ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_effective_date
+    CHECK (isfinite(effective_at) AND effective_at <= (posted_at AT TIME ZONE 'UTC')::date + 1);
+
 -- The rows that each posting updates keep room on their page, so that the update touches no index.
 ALTER TABLE public.loan SET (fillfactor = 70);
 ALTER TABLE public.loan_balance SET (fillfactor = 70);

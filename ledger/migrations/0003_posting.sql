@@ -19,8 +19,8 @@ SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan A
 DECLARE
     v_loans uuid[] := p_loans;
     v_today date;
+    v_seen boolean;
     v_entry json;
-    v_programs json;
     v_state json;
 BEGIN
     PERFORM set_config('hpts.tenant_id', p_tenant::text, true);
@@ -39,10 +39,10 @@ BEGIN
 
     IF p_entry IS NOT NULL THEN
         -- NULL is filtered outside: as a condition on the lines it would invite the index of loans' histories.
-        SELECT array_agg(DISTINCT x) FILTER (WHERE x IS NOT NULL) INTO v_loans
-        FROM (SELECT unnest(p_loans) AS x
+        SELECT array_agg(DISTINCT x) FILTER (WHERE x IS NOT NULL), coalesce(bool_or(of_entry), false) INTO v_loans, v_seen
+        FROM (SELECT unnest(p_loans) AS x, false AS of_entry
               UNION ALL
-              SELECT l.loan_id FROM public.journal_line l
+              SELECT l.loan_id, true FROM public.journal_line l
               WHERE l.tenant_id = p_tenant AND l.entry_id = p_entry) u;
     END IF;
 
@@ -59,6 +59,10 @@ BEGIN
                            WHERE s.tenant_id = p_tenant AND s.settles_entry_id = p_entry))
         INTO v_entry
         FROM public.journal_entry e WHERE e.tenant_id = p_tenant AND e.id = p_entry;
+        IF FOUND AND NOT v_seen THEN
+            -- It was committed between the two look-ups, so its loans are not locked: begin again.
+            RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = 'the entry has just been recorded';
+        END IF;
     END IF;
 
     SELECT (clock_timestamp() AT TIME ZONE t.timezone)::date INTO v_today FROM public.tenant t WHERE t.id = p_tenant;
@@ -72,7 +76,7 @@ BEGIN
         'later', CASE WHEN l.last_effective_at > p_since THEN (
             SELECT json_agg(json_build_array(m.effective_at, m.account_code, m.layer, m.net_minor))
             FROM (SELECT j.effective_at, j.account_code, j.layer,
-                         sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END)::bigint AS net_minor
+                         sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net_minor
                   FROM public.journal_line j
                   WHERE j.tenant_id = p_tenant AND j.loan_id = l.id AND j.effective_at > p_since
                   GROUP BY 1, 2, 3) m) END,
@@ -101,11 +105,11 @@ END $$;
 -- Header and lines are taken out of the canonical document itself, so they cannot disagree with it; they go in by one
 -- statement, as the walls demand.
 --   p_entries  a JSON list, in the order of posting, of pairs: the entry's canonical document (a string), and what the document
---              does not hold: {loan_id, settles_entry_id, source_method, external_ref, facts,
+--              does not hold: {settles_entry_id, source_method, external_ref, facts,
 --              versions: [per line, its loan's version after the entry or null], accruals: [{loan_id, revision, interest_minor}]}
 --   p_key, p_fingerprint, p_response  the key row, when there is a key
 -- Rows are looked up one by one, by full key: a join with the books could be planned on the statistics of an empty table and
--- stay so for as long as the session lives. Plans are made once per session, not once per posting.
+-- stay so until the table is analysed. Plans are made once per session, not once per posting.
 CREATE FUNCTION public.record_posting(
     p_entries text, p_key text, p_fingerprint bytea, p_response text
 ) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
@@ -132,7 +136,9 @@ BEGIN
             INSERT INTO public.journal_entry (
                 tenant_id, id, event_type, loan_id, effective_at, posted_at, correlation_id, reverses_entry_id,
                 settles_entry_id, source_method, external_ref, line_count, facts, document, content_hash)
-            VALUES ((v_entry->>'tenant_id')::uuid, v_id, v_entry->>'event_type', (v_extra->>'loan_id')::uuid,
+            VALUES ((v_entry->>'tenant_id')::uuid, v_id, v_entry->>'event_type',
+                    (SELECT CASE WHEN count(DISTINCT l->>'loan_id') = 1 THEN min(l->>'loan_id') END
+                     FROM jsonb_array_elements(v_lines) AS l)::uuid,
                     v_effective_at, v_posted_at, (v_entry->>'correlation_id')::uuid,
                     (v_entry->>'reverses_entry_id')::uuid, (v_extra->>'settles_entry_id')::uuid,
                     v_extra->>'source_method', v_extra->>'external_ref', jsonb_array_length(v_lines), v_extra->'facts',
@@ -189,6 +195,10 @@ BEGIN
             END IF;
         END LOOP;
 
+        IF (v_entry->>'event_type' = 'accrual') IS DISTINCT FROM (v_extra ? 'accruals') THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
+                MESSAGE = 'an accrual, and nothing else, brings the dates that it uses up';
+        END IF;
         IF v_extra ? 'accruals' THEN
             INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor)
             SELECT v_tenant, a.loan_id, v_effective_at, a.revision, v_id, a.interest_minor

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from ledger.errors import AccrualAlreadyPosted, AccrualModeRefuses, FieldProblem, ValidationFailed
+from ledger.errors import AccrualAlreadyPosted, AccrualModeRefuses, EffectiveDateRefused, FieldProblem, ValidationFailed
 from ledger.events import CREDIT, DEBIT, Accrual, Line
 from ledger.state import State
+
+CONVENTION = "day_count_convention"
 
 
 def accrual(state: State, event: Accrual) -> list[Line]:
@@ -19,6 +21,8 @@ def accrual(state: State, event: Accrual) -> list[Line]:
     if any(state.loans[item.loan_id].accrual_mode != "client" for item in event.loans):
         raise AccrualModeRefuses("The engine accrues this program's interest.")
     for item in event.loans:
+        if event.effective_at < state.loans[item.loan_id].opened_on:
+            raise EffectiveDateRefused(f"Loan {item.loan_id} opens on {state.loans[item.loan_id].opened_on}.")
         accrued = state.loans[item.loan_id].accrual
         if accrued is not None and not accrued[1]:
             raise AccrualAlreadyPosted(f"Loan {item.loan_id} has its interest for {event.effective_at}.")
@@ -49,6 +53,9 @@ def _wrong_items(state: State, event: Accrual) -> list[FieldProblem]:
                     f"The ledger's principal before {event.effective_at} is {loan.before(principal, event.effective_at)}.",
                 )
             )
+        elif loan.day_count_convention != event.day_count_convention and not any(p.field == CONVENTION for p in wrong):
+            message = f"The program's is {loan.day_count_convention}."
+            wrong.append(FieldProblem(CONVENTION, "day_count_differs", message))
         seen.add(item.loan_id)
     if not wrong and not any(item.interest_minor for item in event.loans):
         wrong.append(FieldProblem("loans", "nothing_to_post", "No loan of the batch has interest."))

@@ -6,6 +6,7 @@ import gzip
 import http.client
 import json
 import os
+import signal
 import socket
 import subprocess
 import time
@@ -301,7 +302,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
             _wait_until_alive(Server(port), process, log)
             yield Server(port)
         finally:
-            process.terminate()
+            process.send_signal(signal.SIGQUIT)  # Without the grace that it gives to idle connections.
             process.wait(timeout=15)
 
 

@@ -257,7 +257,7 @@ def test_what_django_itself_raises_is_a_problem(api: Api, monkeypatch: Any, erro
         raise error
 
     monkeypatch.setattr("ledger.queries.accounts", fail)
-    answer = api.get("/v1/accounts")
+    answer: Any = api.get("/v1/accounts")
     problem = refused(answer, answer.status_code, answer.json()["code"])
     assert problem["status"] >= 400
     leaks_nothing(answer)

@@ -11,7 +11,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -40,7 +40,7 @@ from ledger.events import (
     Reversal,
 )
 from ledger.idempotency import Answer, Call, fingerprint, once
-from ledger.posting import Origin, Posted, Posting, Touches, post, refresh_chart
+from ledger.posting import Origin, Posted, Posting, Touches, post
 from ledger.state import EntryState, LoanState, State
 from tests.conftest import Loan
 
@@ -133,19 +133,6 @@ def nothing_changes(*books: Books) -> Iterator[None]:
 # --- Books -----------------------------------------------------------------------------------------------------------
 
 
-def touches_of(event: Event) -> Touches:
-    """What an event looks at, as the doors of the product say it."""
-    day = event.effective_at
-    if isinstance(event, Accrual):
-        since = day - timedelta(days=1) if day > date.min else day
-        return Touches(loans=event.loan_ids, since=since, accrual=day)
-    if isinstance(event, Reversal):
-        return Touches(entry=event.reverses_entry_id, since=day)
-    if isinstance(event, DisbursementSettled):
-        return Touches(entry=event.disbursement_event_id, since=day)
-    return Touches(loans=event.loan_ids, since=day)
-
-
 def new_key() -> str:
     return f"test-{uuid.uuid4()}"
 
@@ -233,7 +220,7 @@ class Books:
     # Postings
 
     def post(self, event: Event) -> Posted:
-        return post(self.origin, event, touches_of(event))
+        return post(self.origin, event)
 
     def once(self, key: str, event: Event, said: object = None) -> Answer:
         """One POST with a key, below the view: `said` is its body, by default the event itself."""
@@ -241,11 +228,10 @@ class Books:
         call = Call(self.origin, key, fingerprint(f"test/{event.kind}", {}, body))
 
         def work(posting: Posting) -> Mapping[str, Any]:
-            refresh_chart(posting)
             entry = posting.post(event)
             return {"journal_entry_id": entry.journal_entry_id, "posted_at": entry.posted_at}
 
-        return once(call, touches_of(event), work)
+        return once(call, Touches.of(event), work)
 
     # Readings
 

@@ -1,13 +1,13 @@
-"""The naive model of the books: a list of what was posted, replayed from scratch for every question.
+"""The naive model of the books: a list of what was posted and what moved on each day, added up for every question.
 
-Written from the posting rules' description, not from ledger/rules: no cached balance, no availability kept up to date, no
-shortcut. It says for an event which refusals apply (all of them, in no order) or which amounts move. What the product
-does is held against it.
+Written from the posting rules' description, not from ledger/rules: no balance is kept, no availability is worked out
+backwards, nothing is locked. It says for an event which refusals apply (all of them, in no order) or which amounts move.
+What the product does is held against it.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import date
@@ -64,6 +64,8 @@ class Model:
     loans: dict[str, Terms]
     waterfall: tuple[str, ...] = ("fees", "interest", "principal")
     posted: list[Posted] = field(default_factory=list)
+    # (loan, code, layer) -> day -> what moved, debits positive.
+    moved: defaultdict[tuple[str | None, str, str], Counter[date]] = field(default_factory=lambda: defaultdict(Counter))
 
     # Questions
 
@@ -97,21 +99,17 @@ class Model:
 
     def take(self, entry_id: str, event: Event, moves: Moves) -> None:
         self.posted.append(Posted(entry_id, event, event.effective_at, moves))
+        for move in moves:
+            self.moved[move.loan_id, move.code, move.layer][event.effective_at] += move.debit_minor
 
     def balance(self, loan_id: str, code: str, layer: str = "SETTLED", through: date = date.max) -> int:
         """On the account's own side, of entries effective on or before a day."""
-        debits = sum(
-            move.debit_minor
-            for posted in self.posted
-            if posted.day <= through
-            for move in posted.moves
-            if (move.loan_id, move.code, move.layer) == (loan_id, code, layer)
-        )
+        debits = sum(minor for day, minor in self.moved[loan_id, code, layer].items() if day <= through)
         return debits if code in DEBIT_ACCOUNTS else -debits
 
     def _held(self, loan_id: str, code: str, layer: str, since: date) -> list[int]:
-        """The balances at the ends of all days from `since` on; between two of an entry nothing moves."""
-        days = {since} | {posted.day for posted in self.posted if posted.day > since}
+        """The balances at the ends of all days from `since` on at which something moved."""
+        days = {since, *(day for day in self.moved[loan_id, code, layer] if day > since)}
         return [self.balance(loan_id, code, layer, day) for day in days]
 
     def lowest(self, loan_id: str, code: str, layer: str, since: date) -> int:

@@ -34,7 +34,7 @@ from hpts.tenancy import tenant_transaction
 from ledger import proof
 from ledger.errors import AccrualAlreadyPosted
 from ledger.events import Accrual, Event, Line
-from ledger.posting import Posted, opened
+from ledger.posting import Posted, Touches, opened
 from tests.conftest import Loan
 from tests.ledger.conftest import (
     OPENED_ON,
@@ -47,7 +47,6 @@ from tests.ledger.conftest import (
     scratch_database,
     session,
     tear_down,
-    touches_of,
 )
 from tests.ledger.model import Model, Move, Terms
 
@@ -255,7 +254,7 @@ def test_a_payment_that_waited_for_the_loan_meets_what_the_first_one_left() -> N
     waits = threading.Event()
 
     def first() -> Posted:
-        with opened(books.origin, touches_of(event)) as (posting, _):
+        with opened(books.origin, Touches.of(event)) as (posting, _):
             assert posting is not None
             waits.set()
             _until_somebody_waits_for_a_lock()

@@ -25,7 +25,7 @@ from hpts.problems import IdempotencyInProgress, IdempotencyMismatch
 from ledger.errors import AmountExceedsBalance, BorrowerMismatch, LoanNotFound
 from ledger.events import Event, Line
 from ledger.idempotency import Answer, Call, fingerprint, once, read_key
-from ledger.posting import OPEN, Posting, opened
+from ledger.posting import OPEN, Posting, Touches, opened
 from tests.ledger.conftest import (
     Books,
     codes,
@@ -37,7 +37,6 @@ from tests.ledger.conftest import (
     scratch_database,
     session,
     tear_down,
-    touches_of,
 )
 
 DUPLICATES = 64
@@ -145,7 +144,7 @@ def _once_then_fail(books: Books, key: str, event: Event) -> Answer:
         posting.post(event)
         raise ZeroDivisionError
 
-    return once(Call(books.origin, key, fingerprint("test", {}, repr(event))), touches_of(event), work)
+    return once(Call(books.origin, key, fingerprint("test", {}, repr(event))), Touches.of(event), work)
 
 
 def test_the_key_the_answer_and_the_entry_are_one_transaction(books: Books) -> None:
@@ -216,7 +215,7 @@ def test_a_process_that_dies_after_recording_and_before_committing_leaves_nothin
     event, key = books.payment(books.loan, 10, "2025-03-01"), new_key()
 
     def die() -> None:
-        with opened(books.origin, touches_of(event), key) as (posting, _):
+        with opened(books.origin, Touches.of(event), key) as (posting, _):
             assert posting is not None
             posting.post(event)
             posting.record(key, b"f", "{}")

@@ -75,6 +75,8 @@ class Draft:
             **dict.fromkeys(("content_hash", "created_xid")),
         }
         self.lines: list[Json] = []
+        # What record_posting is told beside the document.
+        self.extra: Json = {}
         about = {"loan_id": books.loan.loan_id, "borrower_id": books.loan.borrower_id, "loan_version": self.version}
         self.add("1000", "DR", 100)
         self.add("4000", "CR", 100)
@@ -135,8 +137,9 @@ class Draft:
             )
             for line in self.lines
         ]
-        extra = {name: self.header[name] for name in ("settles_entry_id", "source_method", "external_ref", "loan_id")}
+        extra = {name: self.header[name] for name in ("settles_entry_id", "source_method", "external_ref")}
         extra["versions"] = [line.get("loan_version") for line in self.lines]
+        extra |= self.extra
         text = document.render(members, shown, self.header["tenant_id"])
         connection.execute("SELECT record_posting(%s, NULL, NULL, NULL)", (json.dumps([[text, extra]]),))
 
@@ -236,7 +239,19 @@ def _version_skipped(draft: Draft) -> None:
 
 
 def _its_own_reversal(draft: Draft) -> None:
-    draft.header["reverses_entry_id"] = draft.header["id"]
+    draft.header |= {"event_type": "reversal", "reverses_entry_id": draft.header["id"]}
+
+
+def _effective(day: str) -> Callable[[Draft], None]:
+    def spoil(draft: Draft) -> None:
+        for row in (draft.header, *draft.lines):
+            row["effective_at"] = day
+
+    return spoil
+
+
+def _dates_used_up_by_an_adjustment(draft: Draft) -> None:
+    draft.extra["accruals"] = [{"loan_id": draft.books.loan.loan_id, "revision": 0, "interest_minor": 1}]
 
 
 UNKNOWN = "5e0c1c0e-6f0b-4c57-9d3c-6f4b5f0e8a11"
@@ -336,10 +351,46 @@ MALFORMED = {
         ("23514", "journal_entry_not_its_own_reversal"),
     ),
     "reversal of nothing": Malformed(
-        _header(reverses_entry_id=UNKNOWN), ("23503", "journal_entry_reverses"), ("23503", "journal_entry_reverses")
+        _header(event_type="reversal", reverses_entry_id=UNKNOWN),
+        ("23503", "journal_entry_reverses"),
+        ("23503", "journal_entry_reverses"),
+    ),
+    "reversal that names no entry": Malformed(
+        _header(event_type="reversal"),
+        ("23514", "journal_entry_reverses_by_kind"),
+        ("23514", "journal_entry_reverses_by_kind"),
+    ),
+    "adjustment that reverses": Malformed(
+        _header(reverses_entry_id=UNKNOWN),
+        ("23514", "journal_entry_reverses_by_kind"),
+        ("23514", "journal_entry_reverses_by_kind"),
     ),
     "settlement of nothing": Malformed(
-        _header(settles_entry_id=UNKNOWN), ("23503", "journal_entry_settles"), ("23503", "journal_entry_settles")
+        _header(event_type="disbursement_settled", settles_entry_id=UNKNOWN),
+        ("23503", "journal_entry_settles"),
+        ("23503", "journal_entry_settles"),
+    ),
+    "settlement that names no entry": Malformed(
+        _header(event_type="disbursement_settled"),
+        ("23514", "journal_entry_settles_by_kind"),
+        ("23514", "journal_entry_settles_by_kind"),
+    ),
+    "adjustment that settles": Malformed(
+        _header(settles_entry_id=UNKNOWN),
+        ("23514", "journal_entry_settles_by_kind"),
+        ("23514", "journal_entry_settles_by_kind"),
+    ),
+    "effective in the future": Malformed(
+        _effective("2099-03-01"), ("23514", "journal_entry_effective_date"), ("23514", "journal_entry_effective_date")
+    ),
+    "effective since ever": Malformed(
+        _effective("-infinity"), ("23514", "journal_entry_effective_date"), ("23514", "journal_entry_effective_date")
+    ),
+    "accrual that uses up no date": Malformed(
+        _header(event_type="accrual"), None, ("HP006", "loan_accrual_with_entry")
+    ),
+    "adjustment that uses up a date": Malformed(
+        _dates_used_up_by_an_adjustment, None, ("HP006", "loan_accrual_with_entry")
     ),
 }
 
@@ -556,19 +607,20 @@ def test_an_entry_on_another_tenants_loan_is_refused(books: Books, other_books: 
             write(draft, connection)
 
 
-@pytest.mark.parametrize("column", ["reverses_entry_id", "settles_entry_id"])
+@pytest.mark.parametrize("about", ["reverses", "settles"])
 @pytest.mark.parametrize("door", DOORS)
 def test_an_entry_about_another_tenants_entry_is_refused(
-    books: Books, other_books: Books, door: str, column: str
+    books: Books, other_books: Books, door: str, about: str
 ) -> None:
     """A foreign key of one column would find it, because foreign keys look behind row security."""
     ((entry_id,),) = other_books.rows("SELECT id::text FROM journal_entry")
     draft = Draft(books)
-    draft.header[column] = entry_id
+    kind = {"reverses": "reversal", "settles": "disbursement_settled"}[about]
+    draft.header |= {"event_type": kind, f"{about}_entry_id": entry_id}
     role, write = DOORS[door]
     with (
         nothing_changes(books, other_books),
-        refused("23503", f"journal_entry_{column.removesuffix('_entry_id')}"),
+        refused("23503", f"journal_entry_{about}"),
         session(role, books.tenant_id) as connection,
     ):
         write(draft, connection)

@@ -214,7 +214,7 @@ def prepared(write: Write, acme: Lender) -> tuple[str, Json]:
     return write.prepare(acme)
 
 
-def with_value(body: Json, path: str, value: Any) -> Json:
+def with_value(body: Any, path: str, value: Any) -> Any:
     """A copy of `body` with the value at a dotted path replaced, added at the end of an object when it is new."""
     head, _, rest = path.partition(".")
     if isinstance(body, list):
@@ -224,7 +224,7 @@ def with_value(body: Json, path: str, value: Any) -> Json:
     return body | {head: with_value(body[head], rest, value) if rest else value}
 
 
-def without(body: Json, path: str) -> Json:
+def without(body: Any, path: str) -> Any:
     """A copy of `body` without the member at a dotted path."""
     head, _, rest = path.partition(".")
     if isinstance(body, list):

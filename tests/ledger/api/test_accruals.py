@@ -10,7 +10,7 @@ from datetime import date
 
 import pytest
 
-from tests.conftest import Api, Json, Lender, accrual_of, posted, refused, shown
+from tests.conftest import Api, Json, Lender, Loan, accrual_of, in_books_of, posted, refused, shown
 
 Unmoved = Callable[[], AbstractContextManager[None]]
 PATH = "/v1/accruals/batch"
@@ -251,6 +251,21 @@ def test_interest_of_many_loans_adds_up(acme: Lender) -> None:
     assert [item["sequence"] for item in entry["lines"]] == list(range(1, 399))
     totals = shown(acme.api.get("/v1/trial-balance", {"currency": "USD"}))
     assert totals["total_dr_minor"] == totals["total_cr_minor"] == "19900"
+
+
+def test_a_full_batch_is_one_entry_of_32000_lines(acme: Lender) -> None:
+    with in_books_of(acme.tenant_id) as connection:
+        connection.execute(
+            """INSERT INTO loan (tenant_id, id, borrower_id, program_id, currency, opened_on)
+               SELECT %s, gen_random_uuid(), gen_random_uuid(), %s, 'USD', '2026-01-01' FROM generate_series(1, 15997)""",
+            (acme.tenant_id, acme.program_id),
+        )
+        rows = connection.execute("SELECT id::text, borrower_id::text FROM loan").fetchall()
+    loans = [Loan(loan_id, borrower_id, acme.program_id, "USD") for loan_id, borrower_id in rows]
+    made = acme.api.accrue("2026-01-06", *((loan, 0, 1) for loan in loans))
+    assert made["loan_count"] == 16_000
+    assert acme.api.normal_balance("1200") == 16_000
+    assert len(acme.api.history(acme.loan)[0]["lines"]) == 2
 
 
 def test_the_same_figures_for_the_callers_next_day(api: Api, lent: Lender) -> None:

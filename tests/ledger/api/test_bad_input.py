@@ -18,7 +18,7 @@ import pytest
 from hpts import fields
 from ledger import serializers as shapes
 from tests.conftest import Api, Lender, payment_of, posted, refused
-from tests.ledger.api.conftest import WRITES, Write, with_value
+from tests.ledger.api.conftest import WRITES, Write, with_value, without
 
 Unmoved = Callable[[], AbstractContextManager[None]]
 
@@ -122,9 +122,9 @@ METADATA: list[Any] = [
         {str(n): "é" * 200 for n in range(50)},
     ],
 ]
-RATES = [None, True, "5", "", 5.0, 4.5, -1, 100_001, 2**63, 10**30, 1e300, [], [5], {}]
-LISTS = [None, True, "", "x", 5, {}, {"0": {}}, {"length": 2}]
-ITEMS = [None, True, "", "x", 5, [], [{}]]
+RATES: list[Any] = [None, True, "5", "", 5.0, 4.5, -1, 100_001, 2**63, 10**30, 1e300, [], [5], {}]
+LISTS: list[Any] = [None, True, "", "x", 5, {}, {"0": {}}, {"length": 2}]
+ITEMS: list[Any] = [None, True, "", "x", 5, [], [{}]]
 
 
 def bad_values(kind: Any) -> list[Any]:
@@ -196,6 +196,23 @@ def test_a_bad_value_is_refused_by_its_path(
     assert not wrongly_taken, "\n".join(wrongly_taken)
     # And the body is good but for these.
     posted(acme.api.post(route, body))
+
+
+def test_a_member_that_is_missing_is_named_by_its_path(write: Write, acme: Lender, nothing_moves: Unmoved) -> None:
+    route, body = write.prepare(acme)
+    with nothing_moves():
+        for path in required(write.shape):
+            refused(acme.api.post(route, without(body, path)), 400, "validation_failed", [path])
+
+
+def required(shape: Any, path: str = "") -> Iterator[str]:
+    """Paths of the members that must be there, of the first item of lists too."""
+    hints = typing.get_type_hints(shape)
+    for field in msgspec.structs.fields(shape):
+        if field.required:
+            yield f"{path}{field.name}"
+            if typing.get_origin(hints[field.name]) is list:
+                yield from required(typing.get_args(hints[field.name])[0], f"{path}{field.name}.0.")
 
 
 def test_the_table_would_notice_an_unknown_type() -> None:

@@ -29,9 +29,10 @@ def ids(page: Json) -> list[str]:
 
 
 def all_pages(api: Api, loan: Loan, **query: Any) -> list[list[str]]:
-    pages = []
+    pages: list[list[str]] = []
     while True:
         page = shown(api.get(path_of(loan), query))
+        assert not set(ids(page)) & set(chain(*pages)), "a page repeats entries"
         pages.append(ids(page))
         if "next_page_token" not in page:
             return pages
@@ -372,6 +373,7 @@ def test_no_page_repeats_or_skips_while_others_post(acme: Lender) -> None:
         running = any(thread.is_alive() for thread in threads)
         page = shown(acme.api.get(path_of(loan), query))
         seen += ids(page)
+        assert len(seen) == len(set(seen)), "a page repeats entries"
         if "next_page_token" in page:
             query = {"page_size": 3, "page_token": page["next_page_token"]}
         elif not running:

@@ -113,6 +113,16 @@ def test_a_new_draw_or_fee_reopens_a_loan(acme: Lender) -> None:
     assert state(api, loan) == "open"
 
 
+def test_a_loan_whose_only_draw_was_reversed_was_never_lent(acme: Lender) -> None:
+    made = acme.api.disburse(acme.loan, 100, "2026-01-05")
+    acme.api.reverse(made["journal_entry_id"])
+    assert state(acme.api, acme.loan) == "open"
+    assert acme.loan.loan_id in ids(shown(acme.api.get(PATH, {"state": "open"})))
+    acme.api.disburse(acme.loan, 100, "2026-01-05")
+    acme.api.pay(acme.loan, 100, "2026-01-05")
+    assert state(acme.api, acme.loan) == "paid_off"
+
+
 # --- Reading one -----------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +237,7 @@ def test_the_list_goes_by_pages(acme: Lender, filters: Json) -> None:
     while True:
         page = shown(acme.api.get(PATH, query))
         seen += ids(page)
+        assert len(seen) == len(set(seen)), "a page repeats loans"
         if "next_page_token" not in page:
             break
         assert len(page["items"]) == 3

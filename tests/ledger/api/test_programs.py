@@ -104,6 +104,7 @@ def test_the_list_goes_by_pages(acme: Lender) -> None:
         page = shown(acme.api.get(PATH, query))
         assert page.keys() <= {"items", "next_page_token"}
         seen += [item["program_id"] for item in page["items"]]
+        assert len(seen) == len(set(seen)), "a page repeats programs"
         sizes.append(len(page["items"]))
         if "next_page_token" not in page:
             break

@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import Callable
+from typing import Any
 
 import pytest
+from django.db import connection
 from django.urls import get_resolver
 
-from tests.conftest import Lender, in_books_of, refused, shown
+from tests.conftest import Lender, in_books_of, payment_of, posted, refused, shown
 
 Probe = Callable[[Lender], tuple[str, str]]
 
@@ -53,7 +55,7 @@ LISTS = ["/v1/programs", "/v1/loans", "/v1/accounts", "/v1/trial-balance?currenc
 
 
 def test_every_read_has_a_probe() -> None:
-    routes = get_resolver("hpts.urls").url_patterns
+    routes: list[Any] = get_resolver("hpts.urls").url_patterns
     below_v1 = [route for part in routes if str(part.pattern) == "v1/" for route in part.url_patterns]
     reads = {f"/v1/{route.pattern}" for route in below_v1 if "get" in route.callback.actions}
     probed = {path.partition("?")[0] for path in [*PROBES, *LISTS]}
@@ -101,3 +103,11 @@ def test_two_tenants_take_turns_on_one_connection(acme: Lender, zenith: Lender) 
             lender.api.pay(lender.loan, amount, "2026-01-05")
             assert lender.api.normal_balance("2000") == n * amount
             assert len(lender.api.history(lender.loan, page_size=500)) == n
+
+
+def test_nothing_of_the_tenant_stays_with_the_connection(acme: Lender) -> None:
+    shown(acme.api.get("/v1/loans"))
+    posted(acme.api.post("/v1/payments", payment_of(acme.loan)))
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM loan")
+        assert cursor.fetchone() == (0,)
