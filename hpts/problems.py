@@ -240,6 +240,8 @@ def catalogue() -> Iterator[type[Problem]]:
 
 def page(request: HttpRequest, code: str) -> HttpResponse:
     """GET /problems/<code>: what the `type` member of a problem points to."""
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed(["GET", "HEAD"])
     for kind in catalogue():
         if kind.code == code:
             return HttpResponse(

@@ -8,6 +8,7 @@ from django.shortcuts import redirect
 from django.urls import include, path, re_path, register_converter
 
 from hpts import health, oauth, openapi, problems
+from hpts.views import only_get
 
 
 class IdConverter:
@@ -31,6 +32,7 @@ register_converter(AccountCodeConverter, "account_code")
 
 
 def home(request: HttpRequest) -> HttpResponse:
+    only_get(request)
     return redirect("/v1/docs")
 
 

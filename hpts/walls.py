@@ -57,6 +57,8 @@ WHERE CASE WHEN privilege IN ('INSERT', 'UPDATE') THEN has_any_column_privilege(
 UNION ALL
 SELECT it || ' may CREATE in the schema public' FROM reachable WHERE has_schema_privilege(oid, 'public', 'CREATE')
 UNION ALL
+SELECT it || ' may CREATE schemas' FROM reachable WHERE has_database_privilege(oid, current_database(), 'CREATE')
+UNION ALL
 SELECT it || ' may SET session_replication_role' FROM reachable
 WHERE has_parameter_privilege(oid, 'session_replication_role', 'SET')
 UNION ALL

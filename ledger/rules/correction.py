@@ -44,14 +44,12 @@ def manual_adjustment(state: State, event: ManualAdjustment) -> list[Line]:
         if line.account not in state.chart:
             raise AccountNotFound(f"There is no account {line.account}.")
         if line.loan_id is None:
-            if state.chart[line.account].per_loan:
-                nameless.append(
-                    FieldProblem(
-                        f"lines.{position}.loan_id",
-                        "required",
-                        f"Account {line.account} is kept per loan: name the loan.",
-                    )
-                )
+            if line.borrower_id is not None:
+                message = "A borrower is named together with a loan of theirs."
+                nameless.append(FieldProblem(f"lines.{position}.loan_id", "required", message))
+            elif state.chart[line.account].per_loan:
+                message = f"Account {line.account} is kept per loan: name the loan."
+                nameless.append(FieldProblem(f"lines.{position}.loan_id", "required", message))
             lines.append(line)
             continue
         loan = state.loans[line.loan_id]

@@ -5,8 +5,8 @@ The application and the reader have no grant (42501). The owner has every grant,
 nobody serves as one of them (hpts/walls.py).
 
 Left out, because there is nothing here to try: partitions (no table has any), dblink (PostgreSQL is built without
-contrib), materialised views (there are none, test_tenancy.py looks), the admin's actions (they are Django's and are tried
-where the admin is).
+contrib), materialised views (there are none, test_tenancy.py looks), large objects (the books have none; only reading a
+file into one is tried), the admin's actions (they are Django's and are tried where the admin is).
 """
 
 from __future__ import annotations

@@ -919,6 +919,7 @@ def test_the_roles_above_the_application_may_not_serve(kind: str, fault: str) ->
         ("GRANT INSERT ON idempotency_key TO {role}", "it may INSERT on idempotency_key"),
         ("GRANT UPDATE ON loan_balance TO {role}", "it may UPDATE on loan_balance"),
         ("GRANT CREATE ON SCHEMA public TO {role}", "it may CREATE in the schema public"),
+        ("GRANT CREATE ON DATABASE {database} TO {role}", "it may CREATE schemas"),
         ("GRANT SET ON PARAMETER session_replication_role TO {role}", "it may SET session_replication_role"),
         ("CREATE SCHEMA of_{role} AUTHORIZATION {role}", "it owns the schema of_hpts_test_"),
         ("CREATE TABLE of_{role} (); ALTER TABLE of_{role} OWNER TO {role}", "it owns the "),
