@@ -35,7 +35,8 @@ CREATE FUNCTION public.journal_entry_wall() RETURNS trigger
 DECLARE
     header record;
 BEGIN
-    FOR header IN SELECT tenant_id, id, created_xid, posted_at, document, content_hash FROM new_entry LOOP
+    FOR header IN SELECT tenant_id, id, created_xid, posted_at, document, content_hash, event_type, reverses_entry_id, line_count
+                  FROM new_entry LOOP
         IF header.created_xid IS DISTINCT FROM pg_current_xact_id()
            OR header.content_hash IS DISTINCT FROM sha256(convert_to(header.document, 'UTF8'))
            OR NOT header.posted_at BETWEEN transaction_timestamp() - interval '1 second'
@@ -47,6 +48,17 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
                 MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time',
                                  header.id);
+        END IF;
+        IF header.event_type = 'reversal' AND header.line_count <> (
+            SELECT count(*)
+            FROM public.journal_line o
+            JOIN public.journal_line m ON m.tenant_id = o.tenant_id AND m.entry_id = header.id AND m.sequence = o.sequence
+            WHERE o.tenant_id = header.tenant_id AND o.entry_id = header.reverses_entry_id
+              AND (m.account_code, m.amount_minor, m.currency, m.layer) = (o.account_code, o.amount_minor, o.currency, o.layer)
+              AND m.direction <> o.direction AND m.loan_id IS NOT DISTINCT FROM o.loan_id)
+        THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP008', CONSTRAINT = 'journal_entry_mirrors',
+                MESSAGE = format('entry %s does not mirror entry %s line by line', header.id, header.reverses_entry_id);
         END IF;
     END LOOP;
     RETURN NULL;
@@ -61,68 +73,65 @@ CREATE FUNCTION public.journal_line_wall() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    found_lines record;
-    header record;
+    bad record;
     account record;
 BEGIN
-    FOR found_lines IN
+    SELECT l.entry_id, l.unbalanced, e.sealed INTO bad
+    FROM (
         SELECT tenant_id, entry_id, sum(lines) AS lines, min(first) AS first, max(last) AS last,
                min(earliest) AS earliest, max(latest) AS latest,
-               string_agg(currency || ' on ' || layer, ', ') FILTER (WHERE net <> 0) AS unbalanced
+               string_agg(currency || ' on ' || layer, ', ') FILTER (WHERE net <> 0 OR gross > 2 * 9223372036854775807::numeric)
+                   AS unbalanced
         FROM (
             SELECT tenant_id, entry_id, currency, layer, count(*) AS lines, min(sequence) AS first, max(sequence) AS last,
                    min(effective_at) AS earliest, max(effective_at) AS latest,
-                   sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END) AS net
+                   sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END) AS net, sum(amount_minor) AS gross
             FROM new_line GROUP BY tenant_id, entry_id, currency, layer) cell
-        GROUP BY tenant_id, entry_id
-    LOOP
-        SELECT e.created_xid, e.line_count, e.effective_at INTO header
-        FROM public.journal_entry e WHERE e.tenant_id = found_lines.tenant_id AND e.id = found_lines.entry_id;
-        IF header.created_xid IS DISTINCT FROM pg_current_xact_id()
-           OR header.line_count IS DISTINCT FROM found_lines.lines
-           OR found_lines.first <> 1 OR found_lines.last <> found_lines.lines
-           OR header.effective_at IS DISTINCT FROM found_lines.earliest
-           OR header.effective_at IS DISTINCT FROM found_lines.latest
-        THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_line_sealed',
-                MESSAGE = format('entry %s takes its lines once, whole, numbered from 1, in the transaction that makes it',
-                                 found_lines.entry_id);
-        ELSIF found_lines.unbalanced IS NOT NULL THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP003', CONSTRAINT = 'journal_line_balanced',
-                MESSAGE = format('entry %s does not balance in %s', found_lines.entry_id, found_lines.unbalanced);
-        END IF;
-    END LOOP;
+        GROUP BY tenant_id, entry_id) l
+    LEFT JOIN LATERAL (
+        SELECT e.created_xid = pg_current_xact_id() AND e.line_count = l.lines AND l.first = 1 AND l.last = l.lines
+               AND e.effective_at = l.earliest AND e.effective_at = l.latest AS sealed
+        FROM public.journal_entry e WHERE e.tenant_id = l.tenant_id AND e.id = l.entry_id OFFSET 0) e ON true
+    WHERE e.sealed IS NOT TRUE OR l.unbalanced IS NOT NULL
+    LIMIT 1;
+    IF FOUND AND bad.sealed IS NOT TRUE THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_line_sealed',
+            MESSAGE = format('entry %s takes its lines once, whole, numbered from 1, in the transaction that makes it',
+                             bad.entry_id);
+    ELSIF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP003', CONSTRAINT = 'journal_line_balanced',
+            MESSAGE = format('entry %s does not balance, or is beyond 64 bits, in %s', bad.entry_id, bad.unbalanced);
+    END IF;
 
     -- Accounts and loans are never deleted and keep their identity, so looking once is as good as a foreign key, and takes
     -- no lock on the account rows that every posting of a tenant shares.
-    FOR found_lines IN
-        SELECT tenant_id, account_code, bool_or(loan_id IS NULL) AS nameless FROM new_line GROUP BY tenant_id, account_code
-    LOOP
-        SELECT a.code, a.closed_at, a.per_loan INTO account
-        FROM public.gl_account a WHERE a.tenant_id = found_lines.tenant_id AND a.code = found_lines.account_code;
-        IF account.code IS NULL THEN
+    SELECT l.tenant_id, l.account_code, l.loan_id, l.borrower_id, l.currency INTO bad
+    FROM new_line l
+    WHERE NOT EXISTS (SELECT FROM public.gl_account a
+                      WHERE a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.closed_at IS NULL
+                        AND (l.loan_id IS NOT NULL OR NOT a.per_loan) OFFSET 0)
+       OR (l.loan_id IS NOT NULL
+           AND NOT EXISTS (SELECT FROM public.loan o
+                           WHERE o.tenant_id = l.tenant_id AND o.id = l.loan_id
+                             AND o.borrower_id = l.borrower_id AND o.currency = l.currency OFFSET 0))
+    LIMIT 1;
+    IF FOUND THEN
+        SELECT a.closed_at, a.per_loan INTO account
+        FROM public.gl_account a WHERE a.tenant_id = bad.tenant_id AND a.code = bad.account_code;
+        IF NOT FOUND THEN
             RAISE EXCEPTION USING ERRCODE = 'HP004', CONSTRAINT = 'journal_line_account',
-                MESSAGE = format('there is no account %s', found_lines.account_code);
+                MESSAGE = format('there is no account %s', bad.account_code);
         ELSIF account.closed_at IS NOT NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'HP004', CONSTRAINT = 'journal_line_account_open',
-                MESSAGE = format('account %s is closed', found_lines.account_code);
-        ELSIF account.per_loan AND found_lines.nameless THEN
+                MESSAGE = format('account %s is closed', bad.account_code);
+        ELSIF account.per_loan AND bad.loan_id IS NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'HP004', CONSTRAINT = 'journal_line_account_needs_loan',
-                MESSAGE = format('account %s is kept per loan: its lines name one', found_lines.account_code);
+                MESSAGE = format('account %s is kept per loan: its lines name one', bad.account_code);
         END IF;
-    END LOOP;
-    FOR found_lines IN
-        SELECT DISTINCT tenant_id, loan_id, borrower_id, currency FROM new_line WHERE loan_id IS NOT NULL
-    LOOP
-        PERFORM FROM public.loan o
-        WHERE o.tenant_id = found_lines.tenant_id AND o.id = found_lines.loan_id
-          AND o.borrower_id = found_lines.borrower_id AND o.currency = found_lines.currency;
-        IF NOT FOUND THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP005', CONSTRAINT = 'journal_line_loan_identity',
-                MESSAGE = format('loan %s, borrower %s and currency %s do not belong together',
-                                 found_lines.loan_id, found_lines.borrower_id, found_lines.currency);
-        END IF;
-    END LOOP;
+        RAISE EXCEPTION USING ERRCODE = 'HP005', CONSTRAINT = 'journal_line_loan_identity',
+            MESSAGE = format('loan %s, borrower %s and currency %s do not belong together',
+                             bad.loan_id, bad.borrower_id, bad.currency);
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -163,10 +172,11 @@ CREATE FUNCTION public.open_posting(p_tenant uuid, p_key text, p_loans uuid[], p
     AS $$
 DECLARE
     v_loans uuid[] := p_loans;
-    v_today date;
     v_seen boolean;
+    v_latest date;
     v_entry json;
-    v_state json;
+    v_later json;
+    v_accruals json;
 BEGIN
     PERFORM set_config('hpts.tenant_id', p_tenant::text, true);
     locked := true;
@@ -192,7 +202,9 @@ BEGIN
     END IF;
 
     -- NO KEY: rows that point at the loan (terms, lines) stay insertable by others.
-    PERFORM FROM public.loan l WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans) ORDER BY l.id FOR NO KEY UPDATE;
+    SELECT max(held.last_effective_at) INTO v_latest
+    FROM (SELECT l.last_effective_at FROM public.loan l
+          WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans) ORDER BY l.id FOR NO KEY UPDATE) held;
 
     IF p_entry IS NOT NULL THEN
         SELECT json_build_object(
@@ -209,40 +221,45 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = 'the entry has just been recorded';
         END IF;
     END IF;
+    IF v_latest > p_since THEN
+        SELECT json_agg(json_build_array(m.loan_id, m.effective_at, m.account_code, m.layer, m.net_minor)) INTO v_later
+        FROM (SELECT j.loan_id, j.effective_at, j.account_code, j.layer,
+                     sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net_minor
+              FROM public.journal_line j
+              WHERE j.tenant_id = p_tenant AND j.loan_id = ANY (v_loans) AND j.effective_at > p_since
+              GROUP BY 1, 2, 3, 4) m;
+    END IF;
+    IF p_accrual IS NOT NULL THEN
+        SELECT json_agg(json_build_array(a.loan_id, a.revision, EXISTS (
+            SELECT FROM public.journal_entry r WHERE r.tenant_id = p_tenant AND r.reverses_entry_id = a.entry_id)))
+        INTO v_accruals
+        FROM (SELECT DISTINCT ON (x.loan_id) x.loan_id, x.revision, x.entry_id
+              FROM public.loan_accrual x
+              WHERE x.tenant_id = p_tenant AND x.loan_id = ANY (v_loans) AND x.accrual_date = p_accrual
+              ORDER BY x.loan_id, x.revision DESC) a;
+    END IF;
 
-    SELECT (clock_timestamp() AT TIME ZONE t.timezone)::date INTO v_today FROM public.tenant t WHERE t.id = p_tenant;
-
-    SELECT json_agg(json_build_object(
-        'loan_id', l.id, 'borrower_id', l.borrower_id, 'program_id', l.program_id, 'currency', l.currency,
-        'opened_on', l.opened_on, 'principal_limit_minor', l.principal_limit_minor, 'version', l.version,
-        'day_count_convention', p.day_count_convention, 'waterfall', t.waterfall, 'accrual_mode', t.accrual_mode,
-        'balances', (SELECT json_agg(json_build_array(b.account_code, b.layer, b.balance_minor))
-                     FROM public.loan_balance b WHERE b.tenant_id = p_tenant AND b.loan_id = l.id),
-        'later', CASE WHEN l.last_effective_at > p_since THEN (
-            SELECT json_agg(json_build_array(m.effective_at, m.account_code, m.layer, m.net_minor))
-            FROM (SELECT j.effective_at, j.account_code, j.layer,
-                         sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net_minor
-                  FROM public.journal_line j
-                  WHERE j.tenant_id = p_tenant AND j.loan_id = l.id AND j.effective_at > p_since
-                  GROUP BY 1, 2, 3) m) END,
-        'accrual', CASE WHEN p_accrual IS NOT NULL THEN (
-            SELECT json_build_array(a.revision, EXISTS (
-                SELECT FROM public.journal_entry r WHERE r.tenant_id = p_tenant AND r.reverses_entry_id = a.entry_id))
-            FROM public.loan_accrual a
-            WHERE a.tenant_id = p_tenant AND a.loan_id = l.id AND a.accrual_date = p_accrual
-            ORDER BY a.revision DESC LIMIT 1) END))
-    INTO v_state
-    FROM public.loan l
-    JOIN public.program p ON p.tenant_id = p_tenant AND p.id = l.program_id
-    CROSS JOIN LATERAL (
-        SELECT pt.waterfall, pt.accrual_mode FROM public.program_terms pt
-        WHERE pt.tenant_id = p_tenant AND pt.program_id = l.program_id AND pt.effective_at <= coalesce(p_accrual, p_since, v_today)
-        ORDER BY pt.effective_at DESC, pt.id DESC LIMIT 1) t
-    WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans);
-
-    state := json_build_object(
+    SELECT json_build_object(
         'posted_at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-        'today', v_today, 'loans', coalesce(v_state, '[]'::json), 'entry', v_entry);
+        'today', n.today, 'entry', v_entry, 'later', v_later, 'accruals', v_accruals,
+        'loans', (
+            SELECT json_agg(json_build_object(
+                'loan_id', l.id, 'borrower_id', l.borrower_id, 'program_id', l.program_id, 'currency', l.currency,
+                'opened_on', l.opened_on, 'principal_limit_minor', l.principal_limit_minor, 'version', l.version,
+                'day_count_convention', p.day_count_convention, 'waterfall', t.waterfall, 'accrual_mode', t.accrual_mode,
+                'balances', (SELECT json_agg(json_build_array(b.account_code, b.layer, b.balance_minor))
+                             FROM public.loan_balance b WHERE b.tenant_id = p_tenant AND b.loan_id = l.id)))
+            FROM public.loan l
+            JOIN public.program p ON p.tenant_id = p_tenant AND p.id = l.program_id
+            CROSS JOIN LATERAL (
+                SELECT pt.waterfall, pt.accrual_mode FROM public.program_terms pt
+                WHERE pt.tenant_id = p_tenant AND pt.program_id = l.program_id
+                  AND pt.effective_at <= coalesce(p_accrual, p_since, n.today)
+                ORDER BY pt.effective_at DESC, pt.id DESC LIMIT 1) t
+            WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans)))
+    INTO state
+    FROM (SELECT (clock_timestamp() AT TIME ZONE t.timezone)::date AS today
+          FROM public.tenant t WHERE t.id = p_tenant OFFSET 0) n;
 END $$;
 
 
@@ -260,76 +277,75 @@ DECLARE
     v_document text;
     v_entry jsonb;
     v_extra jsonb;
-    v_lines jsonb;
     v_id uuid;
     v_effective_at date;
     v_posted_at timestamptz;
+    v_loan uuid;
     v_row record;
 BEGIN
     FOR v_document, v_extra IN SELECT e->>0, e->1 FROM jsonb_array_elements(p_entries::jsonb) AS e LOOP
         v_entry := v_document::jsonb;
-        v_lines := v_entry->'lines';
         v_id := v_entry->>'journal_entry_id';
         v_effective_at := v_entry->>'effective_at';
         v_posted_at := v_entry->>'posted_at';
-
-        WITH header AS (
-            INSERT INTO public.journal_entry (
-                tenant_id, id, event_type, loan_id, effective_at, posted_at, correlation_id, reverses_entry_id,
-                settles_entry_id, source_method, external_ref, line_count, facts, document, content_hash)
-            VALUES ((v_entry->>'tenant_id')::uuid, v_id, v_entry->>'event_type',
-                    (SELECT CASE WHEN count(DISTINCT l->>'loan_id') = 1 THEN min(l->>'loan_id') END
-                     FROM jsonb_array_elements(v_lines) AS l)::uuid,
-                    v_effective_at, v_posted_at, (v_entry->>'correlation_id')::uuid,
-                    (v_entry->>'reverses_entry_id')::uuid, (v_extra->>'settles_entry_id')::uuid,
-                    v_extra->>'source_method', v_extra->>'external_ref', jsonb_array_length(v_lines), v_extra->'facts',
-                    v_document, sha256(convert_to(v_document, 'UTF8')))
-        )
-        INSERT INTO public.journal_line (
-            tenant_id, entry_id, sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id,
-            loan_version, effective_at, external_ref)
-        SELECT v_tenant, v_id, l.sequence, l.account_code, l.direction, l.amount_minor, l.currency, l.layer, l.loan_id,
-               l.borrower_id, l.loan_version::bigint, v_effective_at, l.external_ref
-        FROM ROWS FROM (
-            jsonb_to_recordset(v_lines) AS (
-                sequence smallint, account_code text, direction text, amount_minor bigint, currency text, layer text,
-                loan_id uuid, borrower_id uuid, external_ref text),
-            jsonb_array_elements_text(v_extra->'versions')
-        ) AS l (sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id, external_ref,
-                loan_version);
-
-        -- Not ON CONFLICT: it would hold the movement itself against the wall that keeps balances above zero.
+        v_loan := NULL;
         FOR v_row IN
-            SELECT l.loan_id, l.account_code, l.layer, l.currency,
+            WITH header AS (
+                INSERT INTO public.journal_entry (
+                    tenant_id, id, event_type, loan_id, effective_at, posted_at, correlation_id, reverses_entry_id,
+                    settles_entry_id, source_method, external_ref, line_count, facts, document, content_hash)
+                VALUES ((v_entry->>'tenant_id')::uuid, v_id, v_entry->>'event_type',
+                        (SELECT CASE WHEN count(DISTINCT l->>'loan_id') = 1 THEN min(l->>'loan_id') END
+                         FROM jsonb_array_elements(v_entry->'lines') AS l)::uuid,
+                        v_effective_at, v_posted_at, (v_entry->>'correlation_id')::uuid,
+                        (v_entry->>'reverses_entry_id')::uuid, (v_extra->>'settles_entry_id')::uuid,
+                        v_extra->>'source_method', v_extra->>'external_ref', jsonb_array_length(v_entry->'lines'),
+                        v_extra->'facts', v_document, sha256(convert_to(v_document, 'UTF8')))
+            ), line AS (
+                INSERT INTO public.journal_line (
+                    tenant_id, entry_id, sequence, account_code, direction, amount_minor, currency, layer, loan_id,
+                    borrower_id, loan_version, effective_at, external_ref)
+                SELECT v_tenant, v_id, l.sequence, l.account_code, l.direction, l.amount_minor, l.currency, l.layer,
+                       l.loan_id, l.borrower_id, l.loan_version::bigint, v_effective_at, l.external_ref
+                FROM ROWS FROM (
+                    jsonb_to_recordset(v_entry->'lines') AS (
+                        sequence smallint, account_code text, direction text, amount_minor bigint, currency text,
+                        layer text, loan_id uuid, borrower_id uuid, external_ref text),
+                    jsonb_array_elements_text(v_extra->'versions')
+                ) AS l (sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id,
+                        external_ref, loan_version)
+                RETURNING loan_id, loan_version, account_code, layer, currency, direction, amount_minor
+            ), message AS (
+                INSERT INTO public.outbox_message (tenant_id, entry_id) VALUES (v_tenant, v_id)
+            )
+            SELECT l.loan_id, l.loan_version, l.account_code, l.layer, l.currency, a.per_loan,
                    sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END)::bigint AS minor,
                    coalesce(a.role IN ('principal', 'interest', 'fees', 'suspense'), false) AS floored
-            FROM jsonb_to_recordset(v_lines) AS l (
-                account_code text, direction text, amount_minor bigint, currency text, layer text, loan_id uuid)
-            JOIN public.gl_account a ON a.tenant_id = v_tenant AND a.code = l.account_code AND a.per_loan
-            GROUP BY l.loan_id, l.account_code, l.layer, l.currency, a.role
-        LOOP
-            UPDATE public.loan_balance SET balance_minor = balance_minor + v_row.minor
-            WHERE tenant_id = v_tenant AND loan_id = v_row.loan_id
-              AND account_code = v_row.account_code AND layer = v_row.layer;
-            IF NOT FOUND THEN
-                INSERT INTO public.loan_balance (tenant_id, loan_id, account_code, layer, currency, balance_minor, floored)
-                VALUES (v_tenant, v_row.loan_id, v_row.account_code, v_row.layer, v_row.currency, v_row.minor,
-                        v_row.floored);
-            END IF;
-        END LOOP;
-
-        -- The version that the state was read at is the one that moves: a writer that did not hold the lock fails here.
-        FOR v_row IN
-            SELECT DISTINCT l.loan_id, l.version::bigint AS version
-            FROM ROWS FROM (
-                jsonb_to_recordset(v_lines) AS (loan_id uuid), jsonb_array_elements_text(v_extra->'versions')
-            ) AS l (loan_id, version)
+            FROM line l
+            CROSS JOIN LATERAL (SELECT a.per_loan, a.normal_side, a.role FROM public.gl_account a
+                                WHERE a.tenant_id = v_tenant AND a.code = l.account_code OFFSET 0) a
             WHERE l.loan_id IS NOT NULL
+            GROUP BY l.loan_id, l.loan_version, l.account_code, l.layer, l.currency, a.per_loan, a.role
+            ORDER BY l.loan_id
         LOOP
+            IF v_row.per_loan THEN
+                -- Not ON CONFLICT: it would hold the movement itself against the wall that keeps balances above zero.
+                UPDATE public.loan_balance SET balance_minor = balance_minor + v_row.minor
+                WHERE tenant_id = v_tenant AND loan_id = v_row.loan_id
+                  AND account_code = v_row.account_code AND layer = v_row.layer;
+                IF NOT FOUND THEN
+                    INSERT INTO public.loan_balance (tenant_id, loan_id, account_code, layer, currency, balance_minor, floored)
+                    VALUES (v_tenant, v_row.loan_id, v_row.account_code, v_row.layer, v_row.currency, v_row.minor,
+                            v_row.floored);
+                END IF;
+            END IF;
+            CONTINUE WHEN v_row.loan_id = v_loan;
+            v_loan := v_row.loan_id;
+            -- The version that the state was read at is the one that moves: a writer that did not hold the lock fails here.
             UPDATE public.loan
-            SET version = v_row.version, last_effective_at = greatest(last_effective_at, v_effective_at),
+            SET version = v_row.loan_version, last_effective_at = greatest(last_effective_at, v_effective_at),
                 last_posted_at = v_posted_at
-            WHERE tenant_id = v_tenant AND id = v_row.loan_id AND version = v_row.version - 1;
+            WHERE tenant_id = v_tenant AND id = v_loan AND version = v_row.loan_version - 1;
             IF NOT FOUND THEN
                 RAISE EXCEPTION USING ERRCODE = 'HP007', CONSTRAINT = 'loan_version_moved',
                     MESSAGE = 'a loan moved after its state was read: the posting did not hold its lock';
@@ -345,7 +361,6 @@ BEGIN
             SELECT v_tenant, a.loan_id, v_effective_at, a.revision, v_id, a.interest_minor
             FROM jsonb_to_recordset(v_extra->'accruals') AS a (loan_id uuid, revision smallint, interest_minor bigint);
         END IF;
-        INSERT INTO public.outbox_message (tenant_id, entry_id) VALUES (v_tenant, v_id);
     END LOOP;
     IF p_key IS NOT NULL THEN
         INSERT INTO public.idempotency_key (tenant_id, key, fingerprint, response)

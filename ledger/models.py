@@ -266,7 +266,7 @@ class JournalLine(TenantOwned):
                 | Q(loan_id__isnull=False, borrower_id__isnull=False, loan_version__isnull=False),
                 name="journal_line_loan",
             ),
-            # A loan's history in order, its as-of sums, and the proof that no two entries claim one version.
+            # A loan's history in order, and its as-of sums. That no two entries claim one version is record_posting's wall.
             models.UniqueConstraint(
                 fields=["tenant_id", "loan_id", "loan_version", "sequence"],
                 condition=Q(loan_id__isnull=False),

@@ -131,8 +131,6 @@ class _Loan(msgspec.Struct):
     waterfall: str
     accrual_mode: str
     balances: list[tuple[str, str, int]] | None
-    later: list[tuple[date, str, str, int]] | None
-    accrual: tuple[int, bool] | None
 
 
 class _Entry(msgspec.Struct):
@@ -148,8 +146,10 @@ class _Entry(msgspec.Struct):
 class _State(msgspec.Struct):
     posted_at: str
     today: date
-    loans: list[_Loan]
+    loans: list[_Loan] | None
     entry: _Entry | None
+    later: list[tuple[str, date, str, str, int]] | None
+    accruals: list[tuple[str, int, bool]] | None
 
 
 _decode_state = msgspec.json.Decoder(_State).decode
@@ -168,9 +168,13 @@ class Posting:
         self.state = State(
             today=state.today,
             chart=_chart(cursor, origin.tenant_id),
-            loans={loan.loan_id: _loan_state(loan) for loan in state.loans},
+            loans={loan.loan_id: _loan_state(loan) for loan in state.loans or ()},
             entry=_entry_state(state.entry) if state.entry else None,
         )
+        for loan_id, effective_at, code, layer, net_minor in state.later or ():
+            self.state.loans[loan_id].later.append((effective_at, code, layer, net_minor))
+        for loan_id, revision, is_reversed in state.accruals or ():
+            self.state.loans[loan_id].accrual = (revision, is_reversed)
         self._staged: list[tuple[str, dict[str, Any]]] = []
 
     @property
@@ -424,8 +428,6 @@ def _loan_state(loan: _Loan) -> LoanState:
         waterfall=tuple(loan.waterfall.split(",")),
         accrual_mode=loan.accrual_mode,
         balances={(code, layer): minor for code, layer, minor in loan.balances or ()},
-        later=loan.later or [],
-        accrual=loan.accrual,
     )
 
 

@@ -100,71 +100,68 @@ ALTER TABLE public.loan_balance ENABLE ALWAYS TRIGGER loan_balance_identity;
 -- they are all the lines of a header of this very transaction, a header is refused without lines. So no later statement
 -- and no later transaction can add a line, and no per-row or deferred check is needed (docs/adr/0004).
 -- Comparisons with the header are IS DISTINCT FROM: a header hidden by row security is NULL here and must refuse.
--- Look-ups are one by one, by full key: a join here could be planned on the statistics of an empty table and stay so.
+-- OFFSET 0 keeps each look-up a look-up by full key: a join could be planned on the statistics of an empty table.
 CREATE FUNCTION public.journal_line_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    found_lines record;
-    header record;
+    bad record;
     account record;
 BEGIN
-    FOR found_lines IN
+    SELECT l.entry_id, l.unbalanced, e.sealed INTO bad
+    FROM (
         SELECT tenant_id, entry_id, sum(lines) AS lines, min(first) AS first, max(last) AS last,
                min(earliest) AS earliest, max(latest) AS latest,
-               string_agg(currency || ' on ' || layer, ', ') FILTER (WHERE net <> 0) AS unbalanced
+               string_agg(currency || ' on ' || layer, ', ') FILTER (WHERE net <> 0 OR gross > 2 * 9223372036854775807::numeric)
+                   AS unbalanced
         FROM (
             SELECT tenant_id, entry_id, currency, layer, count(*) AS lines, min(sequence) AS first, max(sequence) AS last,
                    min(effective_at) AS earliest, max(effective_at) AS latest,
-                   sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END) AS net
+                   sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END) AS net, sum(amount_minor) AS gross
             FROM new_line GROUP BY tenant_id, entry_id, currency, layer) cell
-        GROUP BY tenant_id, entry_id
-    LOOP
-        SELECT e.created_xid, e.line_count, e.effective_at INTO header
-        FROM public.journal_entry e WHERE e.tenant_id = found_lines.tenant_id AND e.id = found_lines.entry_id;
-        IF header.created_xid IS DISTINCT FROM pg_current_xact_id()
-           OR header.line_count IS DISTINCT FROM found_lines.lines
-           OR found_lines.first <> 1 OR found_lines.last <> found_lines.lines
-           OR header.effective_at IS DISTINCT FROM found_lines.earliest
-           OR header.effective_at IS DISTINCT FROM found_lines.latest
-        THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_line_sealed',
-                MESSAGE = format('entry %s takes its lines once, whole, numbered from 1, in the transaction that makes it',
-                                 found_lines.entry_id);
-        ELSIF found_lines.unbalanced IS NOT NULL THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP003', CONSTRAINT = 'journal_line_balanced',
-                MESSAGE = format('entry %s does not balance in %s', found_lines.entry_id, found_lines.unbalanced);
-        END IF;
-    END LOOP;
+        GROUP BY tenant_id, entry_id) l
+    LEFT JOIN LATERAL (
+        SELECT e.created_xid = pg_current_xact_id() AND e.line_count = l.lines AND l.first = 1 AND l.last = l.lines
+               AND e.effective_at = l.earliest AND e.effective_at = l.latest AS sealed
+        FROM public.journal_entry e WHERE e.tenant_id = l.tenant_id AND e.id = l.entry_id OFFSET 0) e ON true
+    WHERE e.sealed IS NOT TRUE OR l.unbalanced IS NOT NULL
+    LIMIT 1;
+    IF FOUND AND bad.sealed IS NOT TRUE THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_line_sealed',
+            MESSAGE = format('entry %s takes its lines once, whole, numbered from 1, in the transaction that makes it',
+                             bad.entry_id);
+    ELSIF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP003', CONSTRAINT = 'journal_line_balanced',
+            MESSAGE = format('entry %s does not balance, or is beyond 64 bits, in %s', bad.entry_id, bad.unbalanced);
+    END IF;
 
     -- Accounts and loans are never deleted and keep their identity, so looking once is as good as a foreign key, and takes
     -- no lock on the account rows that every posting of a tenant shares.
-    FOR found_lines IN
-        SELECT tenant_id, account_code, bool_or(loan_id IS NULL) AS nameless FROM new_line GROUP BY tenant_id, account_code
-    LOOP
-        SELECT a.code, a.closed_at, a.per_loan INTO account
-        FROM public.gl_account a WHERE a.tenant_id = found_lines.tenant_id AND a.code = found_lines.account_code;
-        IF account.code IS NULL THEN
+    SELECT l.tenant_id, l.account_code, l.loan_id, l.borrower_id, l.currency INTO bad
+    FROM new_line l
+    WHERE NOT EXISTS (SELECT FROM public.gl_account a
+                      WHERE a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.closed_at IS NULL
+                        AND (l.loan_id IS NOT NULL OR NOT a.per_loan) OFFSET 0)
+       OR (l.loan_id IS NOT NULL
+           AND NOT EXISTS (SELECT FROM public.loan o
+                           WHERE o.tenant_id = l.tenant_id AND o.id = l.loan_id
+                             AND o.borrower_id = l.borrower_id AND o.currency = l.currency OFFSET 0))
+    LIMIT 1;
+    IF FOUND THEN
+        SELECT a.closed_at, a.per_loan INTO account
+        FROM public.gl_account a WHERE a.tenant_id = bad.tenant_id AND a.code = bad.account_code;
+        IF NOT FOUND THEN
             RAISE EXCEPTION USING ERRCODE = 'HP004', CONSTRAINT = 'journal_line_account',
-                MESSAGE = format('there is no account %s', found_lines.account_code);
+                MESSAGE = format('there is no account %s', bad.account_code);
         ELSIF account.closed_at IS NOT NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'HP004', CONSTRAINT = 'journal_line_account_open',
-                MESSAGE = format('account %s is closed', found_lines.account_code);
-        ELSIF account.per_loan AND found_lines.nameless THEN
+                MESSAGE = format('account %s is closed', bad.account_code);
+        ELSIF account.per_loan AND bad.loan_id IS NULL THEN
             RAISE EXCEPTION USING ERRCODE = 'HP004', CONSTRAINT = 'journal_line_account_needs_loan',
-                MESSAGE = format('account %s is kept per loan: its lines name one', found_lines.account_code);
+                MESSAGE = format('account %s is kept per loan: its lines name one', bad.account_code);
         END IF;
-    END LOOP;
-    FOR found_lines IN
-        SELECT DISTINCT tenant_id, loan_id, borrower_id, currency FROM new_line WHERE loan_id IS NOT NULL
-    LOOP
-        PERFORM FROM public.loan o
-        WHERE o.tenant_id = found_lines.tenant_id AND o.id = found_lines.loan_id
-          AND o.borrower_id = found_lines.borrower_id AND o.currency = found_lines.currency;
-        IF NOT FOUND THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP005', CONSTRAINT = 'journal_line_loan_identity',
-                MESSAGE = format('loan %s, borrower %s and currency %s do not belong together',
-                                 found_lines.loan_id, found_lines.borrower_id, found_lines.currency);
-        END IF;
-    END LOOP;
+        RAISE EXCEPTION USING ERRCODE = 'HP005', CONSTRAINT = 'journal_line_loan_identity',
+            MESSAGE = format('loan %s, borrower %s and currency %s do not belong together',
+                             bad.loan_id, bad.borrower_id, bad.currency);
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -176,7 +173,8 @@ CREATE FUNCTION public.journal_entry_wall() RETURNS trigger LANGUAGE plpgsql AS 
 DECLARE
     header record;
 BEGIN
-    FOR header IN SELECT tenant_id, id, created_xid, posted_at, document, content_hash FROM new_entry LOOP
+    FOR header IN SELECT tenant_id, id, created_xid, posted_at, document, content_hash, event_type, reverses_entry_id, line_count
+                  FROM new_entry LOOP
         IF header.created_xid IS DISTINCT FROM pg_current_xact_id()
            OR header.content_hash IS DISTINCT FROM sha256(convert_to(header.document, 'UTF8'))
            OR NOT header.posted_at BETWEEN transaction_timestamp() - interval '1 second'
@@ -188,6 +186,17 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
                 MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time',
                                  header.id);
+        END IF;
+        IF header.event_type = 'reversal' AND header.line_count <> (
+            SELECT count(*)
+            FROM public.journal_line o
+            JOIN public.journal_line m ON m.tenant_id = o.tenant_id AND m.entry_id = header.id AND m.sequence = o.sequence
+            WHERE o.tenant_id = header.tenant_id AND o.entry_id = header.reverses_entry_id
+              AND (m.account_code, m.amount_minor, m.currency, m.layer) = (o.account_code, o.amount_minor, o.currency, o.layer)
+              AND m.direction <> o.direction AND m.loan_id IS NOT DISTINCT FROM o.loan_id)
+        THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP008', CONSTRAINT = 'journal_entry_mirrors',
+                MESSAGE = format('entry %s does not mirror entry %s line by line', header.id, header.reverses_entry_id);
         END IF;
     END LOOP;
     RETURN NULL;

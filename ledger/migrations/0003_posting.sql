@@ -18,10 +18,11 @@ CREATE FUNCTION public.open_posting(
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_loans uuid[] := p_loans;
-    v_today date;
     v_seen boolean;
+    v_latest date;
     v_entry json;
-    v_state json;
+    v_later json;
+    v_accruals json;
 BEGIN
     PERFORM set_config('hpts.tenant_id', p_tenant::text, true);
     locked := true;
@@ -47,7 +48,9 @@ BEGIN
     END IF;
 
     -- NO KEY: rows that point at the loan (terms, lines) stay insertable by others.
-    PERFORM FROM public.loan l WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans) ORDER BY l.id FOR NO KEY UPDATE;
+    SELECT max(held.last_effective_at) INTO v_latest
+    FROM (SELECT l.last_effective_at FROM public.loan l
+          WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans) ORDER BY l.id FOR NO KEY UPDATE) held;
 
     IF p_entry IS NOT NULL THEN
         SELECT json_build_object(
@@ -64,40 +67,45 @@ BEGIN
             RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = 'the entry has just been recorded';
         END IF;
     END IF;
+    IF v_latest > p_since THEN
+        SELECT json_agg(json_build_array(m.loan_id, m.effective_at, m.account_code, m.layer, m.net_minor)) INTO v_later
+        FROM (SELECT j.loan_id, j.effective_at, j.account_code, j.layer,
+                     sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net_minor
+              FROM public.journal_line j
+              WHERE j.tenant_id = p_tenant AND j.loan_id = ANY (v_loans) AND j.effective_at > p_since
+              GROUP BY 1, 2, 3, 4) m;
+    END IF;
+    IF p_accrual IS NOT NULL THEN
+        SELECT json_agg(json_build_array(a.loan_id, a.revision, EXISTS (
+            SELECT FROM public.journal_entry r WHERE r.tenant_id = p_tenant AND r.reverses_entry_id = a.entry_id)))
+        INTO v_accruals
+        FROM (SELECT DISTINCT ON (x.loan_id) x.loan_id, x.revision, x.entry_id
+              FROM public.loan_accrual x
+              WHERE x.tenant_id = p_tenant AND x.loan_id = ANY (v_loans) AND x.accrual_date = p_accrual
+              ORDER BY x.loan_id, x.revision DESC) a;
+    END IF;
 
-    SELECT (clock_timestamp() AT TIME ZONE t.timezone)::date INTO v_today FROM public.tenant t WHERE t.id = p_tenant;
-
-    SELECT json_agg(json_build_object(
-        'loan_id', l.id, 'borrower_id', l.borrower_id, 'program_id', l.program_id, 'currency', l.currency,
-        'opened_on', l.opened_on, 'principal_limit_minor', l.principal_limit_minor, 'version', l.version,
-        'day_count_convention', p.day_count_convention, 'waterfall', t.waterfall, 'accrual_mode', t.accrual_mode,
-        'balances', (SELECT json_agg(json_build_array(b.account_code, b.layer, b.balance_minor))
-                     FROM public.loan_balance b WHERE b.tenant_id = p_tenant AND b.loan_id = l.id),
-        'later', CASE WHEN l.last_effective_at > p_since THEN (
-            SELECT json_agg(json_build_array(m.effective_at, m.account_code, m.layer, m.net_minor))
-            FROM (SELECT j.effective_at, j.account_code, j.layer,
-                         sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net_minor
-                  FROM public.journal_line j
-                  WHERE j.tenant_id = p_tenant AND j.loan_id = l.id AND j.effective_at > p_since
-                  GROUP BY 1, 2, 3) m) END,
-        'accrual', CASE WHEN p_accrual IS NOT NULL THEN (
-            SELECT json_build_array(a.revision, EXISTS (
-                SELECT FROM public.journal_entry r WHERE r.tenant_id = p_tenant AND r.reverses_entry_id = a.entry_id))
-            FROM public.loan_accrual a
-            WHERE a.tenant_id = p_tenant AND a.loan_id = l.id AND a.accrual_date = p_accrual
-            ORDER BY a.revision DESC LIMIT 1) END))
-    INTO v_state
-    FROM public.loan l
-    JOIN public.program p ON p.tenant_id = p_tenant AND p.id = l.program_id
-    CROSS JOIN LATERAL (
-        SELECT pt.waterfall, pt.accrual_mode FROM public.program_terms pt
-        WHERE pt.tenant_id = p_tenant AND pt.program_id = l.program_id AND pt.effective_at <= coalesce(p_accrual, p_since, v_today)
-        ORDER BY pt.effective_at DESC, pt.id DESC LIMIT 1) t
-    WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans);
-
-    state := json_build_object(
+    SELECT json_build_object(
         'posted_at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-        'today', v_today, 'loans', coalesce(v_state, '[]'::json), 'entry', v_entry);
+        'today', n.today, 'entry', v_entry, 'later', v_later, 'accruals', v_accruals,
+        'loans', (
+            SELECT json_agg(json_build_object(
+                'loan_id', l.id, 'borrower_id', l.borrower_id, 'program_id', l.program_id, 'currency', l.currency,
+                'opened_on', l.opened_on, 'principal_limit_minor', l.principal_limit_minor, 'version', l.version,
+                'day_count_convention', p.day_count_convention, 'waterfall', t.waterfall, 'accrual_mode', t.accrual_mode,
+                'balances', (SELECT json_agg(json_build_array(b.account_code, b.layer, b.balance_minor))
+                             FROM public.loan_balance b WHERE b.tenant_id = p_tenant AND b.loan_id = l.id)))
+            FROM public.loan l
+            JOIN public.program p ON p.tenant_id = p_tenant AND p.id = l.program_id
+            CROSS JOIN LATERAL (
+                SELECT pt.waterfall, pt.accrual_mode FROM public.program_terms pt
+                WHERE pt.tenant_id = p_tenant AND pt.program_id = l.program_id
+                  AND pt.effective_at <= coalesce(p_accrual, p_since, n.today)
+                ORDER BY pt.effective_at DESC, pt.id DESC LIMIT 1) t
+            WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans)))
+    INTO state
+    FROM (SELECT (clock_timestamp() AT TIME ZONE t.timezone)::date AS today
+          FROM public.tenant t WHERE t.id = p_tenant OFFSET 0) n;
 END $$;
 
 -- 2. Record -----------------------------------------------------------------------------------------------------------
@@ -108,8 +116,8 @@ END $$;
 --              does not hold: {settles_entry_id, source_method, external_ref, facts,
 --              versions: [per line, its loan's version after the entry or null], accruals: [{loan_id, revision, interest_minor}]}
 --   p_key, p_fingerprint, p_response  the key row, when there is a key
--- Rows are looked up one by one, by full key: a join with the books could be planned on the statistics of an empty table and
--- stay so until the table is analysed. Plans are made once per session, not once per posting.
+-- Rows are looked up one by one, by full key (OFFSET 0): a join with the books could be planned on the statistics of an empty
+-- table and stay so until the table is analysed. Plans are made once per session, not once per posting.
 CREATE FUNCTION public.record_posting(
     p_entries text, p_key text, p_fingerprint bytea, p_response text
 ) RETURNS void LANGUAGE plpgsql SECURITY DEFINER
@@ -119,76 +127,75 @@ DECLARE
     v_document text;
     v_entry jsonb;
     v_extra jsonb;
-    v_lines jsonb;
     v_id uuid;
     v_effective_at date;
     v_posted_at timestamptz;
+    v_loan uuid;
     v_row record;
 BEGIN
     FOR v_document, v_extra IN SELECT e->>0, e->1 FROM jsonb_array_elements(p_entries::jsonb) AS e LOOP
         v_entry := v_document::jsonb;
-        v_lines := v_entry->'lines';
         v_id := v_entry->>'journal_entry_id';
         v_effective_at := v_entry->>'effective_at';
         v_posted_at := v_entry->>'posted_at';
-
-        WITH header AS (
-            INSERT INTO public.journal_entry (
-                tenant_id, id, event_type, loan_id, effective_at, posted_at, correlation_id, reverses_entry_id,
-                settles_entry_id, source_method, external_ref, line_count, facts, document, content_hash)
-            VALUES ((v_entry->>'tenant_id')::uuid, v_id, v_entry->>'event_type',
-                    (SELECT CASE WHEN count(DISTINCT l->>'loan_id') = 1 THEN min(l->>'loan_id') END
-                     FROM jsonb_array_elements(v_lines) AS l)::uuid,
-                    v_effective_at, v_posted_at, (v_entry->>'correlation_id')::uuid,
-                    (v_entry->>'reverses_entry_id')::uuid, (v_extra->>'settles_entry_id')::uuid,
-                    v_extra->>'source_method', v_extra->>'external_ref', jsonb_array_length(v_lines), v_extra->'facts',
-                    v_document, sha256(convert_to(v_document, 'UTF8')))
-        )
-        INSERT INTO public.journal_line (
-            tenant_id, entry_id, sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id,
-            loan_version, effective_at, external_ref)
-        SELECT v_tenant, v_id, l.sequence, l.account_code, l.direction, l.amount_minor, l.currency, l.layer, l.loan_id,
-               l.borrower_id, l.loan_version::bigint, v_effective_at, l.external_ref
-        FROM ROWS FROM (
-            jsonb_to_recordset(v_lines) AS (
-                sequence smallint, account_code text, direction text, amount_minor bigint, currency text, layer text,
-                loan_id uuid, borrower_id uuid, external_ref text),
-            jsonb_array_elements_text(v_extra->'versions')
-        ) AS l (sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id, external_ref,
-                loan_version);
-
-        -- Not ON CONFLICT: it would hold the movement itself against the wall that keeps balances above zero.
+        v_loan := NULL;
         FOR v_row IN
-            SELECT l.loan_id, l.account_code, l.layer, l.currency,
+            WITH header AS (
+                INSERT INTO public.journal_entry (
+                    tenant_id, id, event_type, loan_id, effective_at, posted_at, correlation_id, reverses_entry_id,
+                    settles_entry_id, source_method, external_ref, line_count, facts, document, content_hash)
+                VALUES ((v_entry->>'tenant_id')::uuid, v_id, v_entry->>'event_type',
+                        (SELECT CASE WHEN count(DISTINCT l->>'loan_id') = 1 THEN min(l->>'loan_id') END
+                         FROM jsonb_array_elements(v_entry->'lines') AS l)::uuid,
+                        v_effective_at, v_posted_at, (v_entry->>'correlation_id')::uuid,
+                        (v_entry->>'reverses_entry_id')::uuid, (v_extra->>'settles_entry_id')::uuid,
+                        v_extra->>'source_method', v_extra->>'external_ref', jsonb_array_length(v_entry->'lines'),
+                        v_extra->'facts', v_document, sha256(convert_to(v_document, 'UTF8')))
+            ), line AS (
+                INSERT INTO public.journal_line (
+                    tenant_id, entry_id, sequence, account_code, direction, amount_minor, currency, layer, loan_id,
+                    borrower_id, loan_version, effective_at, external_ref)
+                SELECT v_tenant, v_id, l.sequence, l.account_code, l.direction, l.amount_minor, l.currency, l.layer,
+                       l.loan_id, l.borrower_id, l.loan_version::bigint, v_effective_at, l.external_ref
+                FROM ROWS FROM (
+                    jsonb_to_recordset(v_entry->'lines') AS (
+                        sequence smallint, account_code text, direction text, amount_minor bigint, currency text,
+                        layer text, loan_id uuid, borrower_id uuid, external_ref text),
+                    jsonb_array_elements_text(v_extra->'versions')
+                ) AS l (sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id,
+                        external_ref, loan_version)
+                RETURNING loan_id, loan_version, account_code, layer, currency, direction, amount_minor
+            ), message AS (
+                INSERT INTO public.outbox_message (tenant_id, entry_id) VALUES (v_tenant, v_id)
+            )
+            SELECT l.loan_id, l.loan_version, l.account_code, l.layer, l.currency, a.per_loan,
                    sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END)::bigint AS minor,
                    coalesce(a.role IN ('principal', 'interest', 'fees', 'suspense'), false) AS floored
-            FROM jsonb_to_recordset(v_lines) AS l (
-                account_code text, direction text, amount_minor bigint, currency text, layer text, loan_id uuid)
-            JOIN public.gl_account a ON a.tenant_id = v_tenant AND a.code = l.account_code AND a.per_loan
-            GROUP BY l.loan_id, l.account_code, l.layer, l.currency, a.role
-        LOOP
-            UPDATE public.loan_balance SET balance_minor = balance_minor + v_row.minor
-            WHERE tenant_id = v_tenant AND loan_id = v_row.loan_id
-              AND account_code = v_row.account_code AND layer = v_row.layer;
-            IF NOT FOUND THEN
-                INSERT INTO public.loan_balance (tenant_id, loan_id, account_code, layer, currency, balance_minor, floored)
-                VALUES (v_tenant, v_row.loan_id, v_row.account_code, v_row.layer, v_row.currency, v_row.minor,
-                        v_row.floored);
-            END IF;
-        END LOOP;
-
-        -- The version that the state was read at is the one that moves: a writer that did not hold the lock fails here.
-        FOR v_row IN
-            SELECT DISTINCT l.loan_id, l.version::bigint AS version
-            FROM ROWS FROM (
-                jsonb_to_recordset(v_lines) AS (loan_id uuid), jsonb_array_elements_text(v_extra->'versions')
-            ) AS l (loan_id, version)
+            FROM line l
+            CROSS JOIN LATERAL (SELECT a.per_loan, a.normal_side, a.role FROM public.gl_account a
+                                WHERE a.tenant_id = v_tenant AND a.code = l.account_code OFFSET 0) a
             WHERE l.loan_id IS NOT NULL
+            GROUP BY l.loan_id, l.loan_version, l.account_code, l.layer, l.currency, a.per_loan, a.role
+            ORDER BY l.loan_id
         LOOP
+            IF v_row.per_loan THEN
+                -- Not ON CONFLICT: it would hold the movement itself against the wall that keeps balances above zero.
+                UPDATE public.loan_balance SET balance_minor = balance_minor + v_row.minor
+                WHERE tenant_id = v_tenant AND loan_id = v_row.loan_id
+                  AND account_code = v_row.account_code AND layer = v_row.layer;
+                IF NOT FOUND THEN
+                    INSERT INTO public.loan_balance (tenant_id, loan_id, account_code, layer, currency, balance_minor, floored)
+                    VALUES (v_tenant, v_row.loan_id, v_row.account_code, v_row.layer, v_row.currency, v_row.minor,
+                            v_row.floored);
+                END IF;
+            END IF;
+            CONTINUE WHEN v_row.loan_id = v_loan;
+            v_loan := v_row.loan_id;
+            -- The version that the state was read at is the one that moves: a writer that did not hold the lock fails here.
             UPDATE public.loan
-            SET version = v_row.version, last_effective_at = greatest(last_effective_at, v_effective_at),
+            SET version = v_row.loan_version, last_effective_at = greatest(last_effective_at, v_effective_at),
                 last_posted_at = v_posted_at
-            WHERE tenant_id = v_tenant AND id = v_row.loan_id AND version = v_row.version - 1;
+            WHERE tenant_id = v_tenant AND id = v_loan AND version = v_row.loan_version - 1;
             IF NOT FOUND THEN
                 RAISE EXCEPTION USING ERRCODE = 'HP007', CONSTRAINT = 'loan_version_moved',
                     MESSAGE = 'a loan moved after its state was read: the posting did not hold its lock';
@@ -204,7 +211,6 @@ BEGIN
             SELECT v_tenant, a.loan_id, v_effective_at, a.revision, v_id, a.interest_minor
             FROM jsonb_to_recordset(v_extra->'accruals') AS a (loan_id uuid, revision smallint, interest_minor bigint);
         END IF;
-        INSERT INTO public.outbox_message (tenant_id, entry_id) VALUES (v_tenant, v_id);
     END LOOP;
     IF p_key IS NOT NULL THEN
         INSERT INTO public.idempotency_key (tenant_id, key, fingerprint, response)

@@ -216,11 +216,14 @@ class Memory:
         entries = [json.loads(text) for text, _ in self.recorded]
         about = next((entry for entry in entries if entry["journal_entry_id"] == touches.entry), None)
         named = {*touches.loans, *(line.get("loan_id") for line in (about or {}).get("lines", ()))}
+        loans = [self._loan(loan, entries, touches) for loan in self.loans if loan.loan_id in named]
         return json.dumps(
             {
                 "posted_at": datetime(2026, 6, 30, 12, 0, 0, len(entries)).strftime("%Y-%m-%dT%H:%M:%S.%fZ"),  # noqa: DTZ001
                 "today": self.today.isoformat(),
-                "loans": [self._loan(loan, entries, touches) for loan in self.loans if loan.loan_id in named],
+                "loans": loans,
+                "later": [[loan["loan_id"], *movement] for loan in loans for movement in loan.pop("later")],
+                "accruals": [[loan["loan_id"], *accrued] for loan in loans if (accrued := loan.pop("accrual"))],
                 "entry": self._entry(about, entries) if about else None,
             }
         )

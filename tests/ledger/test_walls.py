@@ -217,7 +217,15 @@ def _two_debits_above_the_range(draft: Draft) -> None:
 
 
 def _balance_above_the_range(draft: Draft) -> None:
-    draft.lines[2]["amount_minor"] = draft.lines[3]["amount_minor"] = MAX_MINOR
+    """The entry itself is in range, together with what the loan has it is not."""
+    draft.lines[2]["amount_minor"] = draft.lines[3]["amount_minor"] = MAX_MINOR - 250
+
+
+def _sum_above_the_range(draft: Draft) -> None:
+    draft.lines = []
+    for _ in range(2):
+        draft.add("1000", "DR", MAX_MINOR)
+        draft.add("4000", "CR", MAX_MINOR)
 
 
 def _per_loan_below_zero(draft: Draft) -> None:
@@ -291,6 +299,9 @@ MALFORMED = {
     "an amount above 2^63-1": Malformed(_lines(amount_minor=MAX_MINOR + 1), ("22003", None), ("22003", None)),
     "a loan's debits above 2^63-1": Malformed(_two_debits_above_the_range, None, ("22003", None)),
     "a loan's balance above 2^63-1": Malformed(_balance_above_the_range, None, ("22003", None)),
+    "a sum above 2^63-1": Malformed(
+        _sum_above_the_range, ("HP003", "journal_line_balanced"), ("HP003", "journal_line_balanced")
+    ),
     "a receivable below zero": Malformed(_per_loan_below_zero, None, ("23514", "loan_balance_not_below_zero")),
     "unknown account": Malformed(
         _line(0, account_code="1999"), ("HP004", "journal_line_account"), ("HP004", "journal_line_account")
@@ -1008,3 +1019,18 @@ def test_a_process_that_starts_before_its_database_checks_the_role_later(
         for _ in range(2):
             with pytest.raises(ImproperlyConfigured, match="BYPASSRLS"):
                 watched.ensure_connection()
+
+
+@pytest.mark.parametrize("door", DOORS)
+def test_a_reversal_that_is_no_mirror_is_refused(books: Books, door: str) -> None:
+    """Line by line: the same account, amount, currency, layer and loan, on the other side."""
+    entry_id = books.rows("SELECT id::text FROM journal_entry ORDER BY id LIMIT 1")[0][0]
+    draft = Draft(books)
+    draft.header |= {"event_type": "reversal", "reverses_entry_id": entry_id}
+    role, write = DOORS[door]
+    with (
+        nothing_changes(books),
+        refused("HP008", "journal_entry_mirrors"),
+        session(role, books.tenant_id) as connection,
+    ):
+        write(draft, connection)
