@@ -16,6 +16,7 @@ from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
 from ledger.events import SETTLED
+from ledger.state import CHARGED_OFF, REFINANCED
 
 
 def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
@@ -58,6 +59,42 @@ def accounts(cursor: CursorWrapper) -> list[tuple[Account, bool]]:
            FROM gl_account WHERE tenant_id = %(tenant)s ORDER BY code""",
     )
     return [(Account(*row[:6]), row[6]) for row in rows]
+
+
+def account_object(account: Account, closed: bool) -> dict[str, Any]:
+    """An account as the API shows it."""
+    return {
+        "account_code": account.code,
+        "account_name": account.name,
+        "account_type": account.account_type,
+        "normal_side": account.normal_side,
+        "per_loan": account.per_loan,
+        "closed": closed,
+    }
+
+
+def books(cursor: CursorWrapper) -> list[tuple[str, str]]:
+    """Every currency and layer that some line is in."""
+    return _rows(
+        cursor,
+        "SELECT DISTINCT currency, layer FROM journal_line WHERE tenant_id = %(tenant)s ORDER BY currency, layer",
+    )
+
+
+def closed_periods(cursor: CursorWrapper, *, before: str | None, limit: int) -> list[tuple[date, str]]:
+    """Closed periods, the latest first, before one of them: the date, and the JSON that the API shows."""
+    rows = _rows(
+        cursor,
+        """SELECT through_date, closed_at, trial_balances FROM period_close
+           WHERE tenant_id = %(tenant)s AND (%(before)s::date IS NULL OR through_date < %(before)s::date)
+           ORDER BY through_date DESC LIMIT %(limit)s""",
+        before=before,
+        limit=limit,
+    )
+    return [
+        (through, f'{{"through_date":"{through}","closed_at":"{timestamp(at)}","trial_balances":{balances}}}')
+        for through, at, balances in rows
+    ]
 
 
 # --- Programs and loans ----------------------------------------------------------------------------------------------
@@ -104,21 +141,21 @@ def programs(cursor: CursorWrapper, *, on: date, after: str | None, limit: int) 
     return [_program_object(row) for row in rows]
 
 
-# Lent and owing nothing is paid off; receivables are never below zero, so that their sum tells. Lent: some principal was
-# debited by an entry that is no reversal and has not been reversed.
-_LENT = """EXISTS (
-    SELECT FROM journal_line j
-    JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
-    JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
-    WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = 'SETTLED' AND j.direction = 'DR'
-      AND a.role = 'principal' AND e.event_type <> 'reversal'
-      AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = e.tenant_id AND r.reverses_entry_id = e.id))"""
-
-_LOAN = """
+# Lent and owing nothing is paid off; receivables are never below zero, so that their sum tells. A loan's own terms come
+# before its program's, each member by itself; those of a restructure hold until it is reversed.
+_OWN_TERMS = """
+    SELECT t.{member} FROM loan_terms t
+    WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at <= greatest(%(on)s, l.opened_on)
+      AND t.{member} IS NOT NULL
+      AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = t.tenant_id AND r.reverses_entry_id = t.entry_id)
+    ORDER BY t.effective_at DESC, t.id DESC LIMIT 1"""
+_LOAN = f"""
     SELECT * FROM (
         SELECT l.id, l.borrower_id, l.program_id, l.currency,
-               CASE WHEN owed.minor = 0 AND {lent} THEN 'paid_off' ELSE 'open' END AS state,
-               l.opened_on, coalesce(lt.annual_rate_bps, pt.annual_rate_bps) AS annual_rate_bps, p.day_count_convention,
+               coalesce(l.ended_as, CASE WHEN l.draws > 0 AND owed.minor = 0 THEN 'paid_off' ELSE 'open' END) AS state,
+               l.opened_on,
+               coalesce(({_OWN_TERMS.format(member="annual_rate_bps")}), pt.annual_rate_bps) AS annual_rate_bps,
+               coalesce(({_OWN_TERMS.format(member="day_count_convention")}), p.day_count_convention) AS day_count_convention,
                l.principal_limit_minor, l.created_at, l.version
         FROM loan l
         JOIN program p ON p.tenant_id = l.tenant_id AND p.id = l.program_id
@@ -127,16 +164,12 @@ _LOAN = """
             WHERE t.tenant_id = l.tenant_id AND t.program_id = l.program_id AND t.effective_at <= greatest(%(on)s, l.opened_on)
             ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) pt ON true
         LEFT JOIN LATERAL (
-            SELECT t.annual_rate_bps FROM loan_terms t
-            WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at <= greatest(%(on)s, l.opened_on)
-            ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) lt ON true
-        LEFT JOIN LATERAL (
             SELECT sum(b.balance_minor) AS minor
             FROM loan_balance b
             JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
             WHERE b.tenant_id = l.tenant_id AND b.loan_id = l.id AND b.layer = 'SETTLED'
               AND a.role IN ('principal', 'interest', 'fees')) owed ON true
-        WHERE l.tenant_id = %(tenant)s {where}) shown
+        WHERE l.tenant_id = %(tenant)s {{where}}) shown
 """
 
 
@@ -159,7 +192,7 @@ def _loan_object(row: tuple[Any, ...]) -> dict[str, Any]:
 
 def loan(cursor: CursorWrapper, *, loan_id: str, on: date) -> tuple[dict[str, Any], int] | None:
     """A loan as the API shows it, and its version."""
-    rows = _rows(cursor, _LOAN.format(where="AND l.id = %(loan)s", lent=_LENT), loan=loan_id, on=on)
+    rows = _rows(cursor, _LOAN.format(where="AND l.id = %(loan)s"), loan=loan_id, on=on)
     return (_loan_object(rows[0]), rows[0][10]) if rows else None
 
 
@@ -181,11 +214,9 @@ def loans(
         where += " AND l.borrower_id = %(borrower)s"
     if after is not None:
         where += " AND l.id > %(after)s"
-    sql = (
-        _LOAN.format(where=where, lent=_LENT)
-        + (" WHERE state = %(state)s" if state else "")
-        + " ORDER BY id LIMIT %(limit)s"
-    )
+    if state in (CHARGED_OFF, REFINANCED):
+        where += " AND l.ended_as = %(state)s"
+    sql = _LOAN.format(where=where) + (" WHERE state = %(state)s" if state else "") + " ORDER BY id LIMIT %(limit)s"
     rows = _rows(cursor, sql, on=on, program=program_id, borrower=borrower_id, state=state, after=after, limit=limit)
     return [_loan_object(row) for row in rows]
 
@@ -289,6 +320,41 @@ def _lines_of_loan(
     return lines
 
 
+def suspense_allocations(cursor: CursorWrapper, *, loan_id: str) -> list[tuple[str, str, int]]:
+    """A loan's allocations from suspense in force, newest first: entry, document, and what returns have undone of it."""
+    rows = _rows(
+        cursor,
+        """SELECT e.id, e.document, coalesce((
+                  SELECT sum((r.facts->'undone'->>e.id::text)::bigint)
+                  FROM journal_entry r
+                  WHERE r.tenant_id = e.tenant_id AND r.loan_id = e.loan_id AND r.event_type = 'payment_returned'
+                    AND r.facts->'undone' ? e.id::text), 0)::bigint
+           FROM journal_entry e
+           WHERE e.tenant_id = %(tenant)s AND e.loan_id = %(loan)s AND e.event_type = 'payment_allocated'
+             AND e.settles_entry_id IS NULL
+             AND NOT EXISTS (SELECT FROM journal_entry x WHERE x.tenant_id = e.tenant_id AND x.reverses_entry_id = e.id)
+           ORDER BY (SELECT l.loan_version FROM journal_line l
+                     WHERE l.tenant_id = e.tenant_id AND l.entry_id = e.id AND l.sequence = 1) DESC""",
+        loan=loan_id,
+    )
+    return [(str(entry_id), recorded, undone) for entry_id, recorded, undone in rows]
+
+
+def has_recovery(cursor: CursorWrapper, *, loan_id: str) -> bool:
+    """Whether some recovery of a loan is in force."""
+    return bool(
+        _rows(
+            cursor,
+            """SELECT 1 FROM journal_entry e
+               WHERE e.tenant_id = %(tenant)s AND e.loan_id = %(loan)s AND e.event_type = 'recovery'
+                 AND NOT EXISTS (SELECT FROM journal_entry x
+                                 WHERE x.tenant_id = e.tenant_id AND x.reverses_entry_id = e.id)
+               LIMIT 1""",
+            loan=loan_id,
+        )
+    )
+
+
 # --- Balances --------------------------------------------------------------------------------------------------------
 
 
@@ -379,3 +445,25 @@ def trial_balance(
         code=code,
     )
     return [AccountBalance(Account(*row[:6]), int(row[6]), int(row[7])) for row in rows]
+
+
+def account_balance_object(balance: AccountBalance) -> dict[str, str]:
+    """An account's balance as the API shows it."""
+    return {
+        "account_code": balance.account.code,
+        "account_name": balance.account.name,
+        "dr_balance_minor": str(balance.dr_minor),
+        "cr_balance_minor": str(balance.cr_minor),
+        "normal_balance_minor": str(balance.normal_minor),
+    }
+
+
+def trial_balance_object(balances: Sequence[AccountBalance], currency: str, layer: str) -> dict[str, Any]:
+    """A trial balance as the API shows it."""
+    return {
+        "currency": currency,
+        "layer": layer,
+        "accounts": [account_balance_object(balance) for balance in balances],
+        "total_dr_minor": str(sum(balance.dr_minor for balance in balances)),
+        "total_cr_minor": str(sum(balance.cr_minor for balance in balances)),
+    }
