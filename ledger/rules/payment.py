@@ -25,7 +25,7 @@ from ledger.events import (
     SuspenseAllocated,
 )
 from ledger.rules.standing import not_charged_off
-from ledger.rules.waterfall import allocate
+from ledger.rules.waterfall import allocate, allocate_payment
 from ledger.state import AllocationState, EntryState, LoanState, State
 
 
@@ -43,7 +43,7 @@ def payment_received(state: State, event: PaymentReceived) -> list[Line]:
             Line("payment_clearing", DEBIT, event.amount_minor, *about, event.external_ref),
             Line("suspense", CREDIT, event.amount_minor, *about),
         ]
-    shares = allocate(state, loan, event.amount_minor, event.effective_at)
+    shares = allocate_payment(state, loan, event.amount_minor, event.effective_at)
     return [
         Line("cash", DEBIT, event.amount_minor, *about, event.external_ref),
         *(Line(role, CREDIT, share, *about) for role, share in shares),
@@ -149,7 +149,7 @@ def _settled(state: State, event: PaymentSettled) -> list[Line]:
         raise EffectiveDateRefused(f"The payment is dated {payment.effective_at}.")
     announced = payment.lines[0]
     about = (announced.currency, SETTLED, loan.loan_id, loan.borrower_id)
-    shares = allocate(state, loan, announced.amount_minor, event.effective_at)
+    shares = allocate_payment(state, loan, announced.amount_minor, event.effective_at)
     return [
         *(line.mirrored() for line in payment.lines),
         Line("cash", DEBIT, announced.amount_minor, *about, announced.external_ref),
