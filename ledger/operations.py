@@ -18,7 +18,7 @@ from hpts.problems import FieldProblem, NotFound, ValidationFailed
 from ledger import masters, queries
 from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
-from ledger.errors import EntryNotFound, ProgramNotFound
+from ledger.errors import EntryNotFound, PlanOutdated, ProgramNotFound
 from ledger.events import (
     SETTLED,
     Accrual,
@@ -41,6 +41,7 @@ from ledger.events import (
     SuspenseAllocated,
 )
 from ledger.posting import Posted, Posting, Touches, day_before
+from ledger.replan import plan_hash, planned, post_plan
 from ledger.rules.payment import returned_entry
 from ledger.rules.waterfall import allocation
 
@@ -104,6 +105,10 @@ def _payment_of_path(body: Any, path: Path) -> Touches:
 
 def _disbursement_of_path(body: Any, path: Path) -> Touches:
     return Touches(entries=[path["disbursement_event_id"]], since=body.effective_at)
+
+
+def _replanned(body: shapes.NewReplan, path: Path) -> Touches:
+    return Touches([path["loan_id"]], since=body.from_date)
 
 
 # --- What answers share ----------------------------------------------------------------------------------------------
@@ -398,6 +403,26 @@ def restructure_loan(posting: Posting, body: shapes.NewRestructure, path: Path) 
     return {**answer, "capitalised_minor": str(lines[0].amount_minor if lines else 0)}
 
 
+@_write("replanLoan", "hpts:admin:servicing", shapes.NewReplan, _replanned)
+def replan_loan(posting: Posting, body: shapes.NewReplan, path: Path) -> Members:
+    """Make the plan, and commit it when it is the one that `plan_hash` names."""
+    posting.admit_date(body.from_date)
+    version = posting.state.loans[path["loan_id"]].version
+    posting.cursor.execute("SAVEPOINT plan")
+    entries = post_plan(posting, path["loan_id"], body.from_date)
+    posting.record()
+    plan = [planned(entry, posting.state.chart) for entry in entries]
+    name = plan_hash(path["loan_id"], version, body.from_date, plan)
+    wanted = given(body.plan_hash)
+    if wanted is None:
+        posting.cursor.execute("ROLLBACK TO SAVEPOINT plan")
+        posting.state.loans[path["loan_id"]].version = version
+        return {"plan_hash": name, "entries": plan}
+    if wanted != name:
+        raise PlanOutdated("The loan has moved since, or this is another plan. Ask for a new one.")
+    return {"journal_entry_ids": [entry.journal_entry_id for entry in entries], "posted_at": posting.posted_at}
+
+
 # --- Corrections -----------------------------------------------------------------------------------------------------
 
 
@@ -531,4 +556,7 @@ def _alone(body: Any, path: Path) -> Touches:
 @_write("closePeriod", "hpts:admin:periods", shapes.NewPeriodClose, _alone)
 def close_period(posting: Posting, body: shapes.NewPeriodClose, path: Path) -> Members:
     posting.admit_date(body.through_date)
-    return masters.close_period(posting.cursor, through_date=body.through_date, actor=posting.origin.actor)
+    posting.record()
+    closed = masters.close_period(posting.cursor, through_date=body.through_date, actor=posting.origin.actor)
+    posting.state.closed_through = body.through_date
+    return closed

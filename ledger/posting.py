@@ -284,7 +284,7 @@ class Posting:
         if isinstance(event, PaymentReturned) or reversed_kind == EventKind.PAYMENT_ALLOCATED:
             self.record()
             loan.allocations = tuple(
-                AllocationState(entry_id, _lines_of(recorded), undone)
+                AllocationState(entry_id, lines_of(recorded), undone)
                 for entry_id, recorded, undone in suspense_allocations(self.cursor, loan_id=loan.loan_id)
             )
         elif reversed_kind == EventKind.CHARGEOFF:
@@ -562,7 +562,7 @@ def _entry_states(entries: list[_Entry]) -> dict[str, EntryState]:
             entry_id=entry.entry_id,
             event_type=entry.event_type,
             effective_at=entry.effective_at,
-            lines=_lines_of(entry.document),
+            lines=lines_of(entry.document),
             settles_entry_id=entry.settles_entry_id,
             reversed_by=entry.reversed_by,
         )
@@ -574,7 +574,8 @@ def _entry_states(entries: list[_Entry]) -> dict[str, EntryState]:
     return states
 
 
-def _lines_of(recorded: str) -> tuple[Line, ...]:
+def lines_of(recorded: str) -> tuple[Line, ...]:
+    """The lines of an entry's document, accounts by code."""
     return tuple(
         Line(
             line["account_code"],

@@ -320,6 +320,36 @@ def _lines_of_loan(
     return lines
 
 
+@dataclass(frozen=True, slots=True)
+class PaymentEntry:
+    """A payment in force, its settlement, or an allocation from suspense; `payment_event_id`: what a replan allocated anew."""
+
+    version: int
+    entry_id: str
+    event_type: str
+    effective_at: date
+    document: str
+    settles_entry_id: str | None
+    payment_event_id: str | None
+
+
+def payment_entries(cursor: CursorWrapper, *, loan_id: str) -> list[PaymentEntry]:
+    """A loan's payments, settlements and allocations in force, oldest first."""
+    rows = _rows(
+        cursor,
+        """SELECT DISTINCT ON (l.loan_version) l.loan_version, e.id::text, e.event_type, e.effective_at, e.document,
+                  e.settles_entry_id::text, e.facts->>'payment_event_id'
+           FROM journal_line l
+           JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
+           WHERE l.tenant_id = %(tenant)s AND l.loan_id = %(loan)s
+             AND e.event_type IN ('payment_received', 'payment_allocated')
+             AND NOT EXISTS (SELECT FROM journal_entry x WHERE x.tenant_id = e.tenant_id AND x.reverses_entry_id = e.id)
+           ORDER BY l.loan_version""",
+        loan=loan_id,
+    )
+    return [PaymentEntry(*row) for row in rows]
+
+
 def suspense_allocations(cursor: CursorWrapper, *, loan_id: str) -> list[tuple[str, str, int]]:
     """A loan's allocations from suspense in force, newest first: entry, document, and what returns have undone of it."""
     rows = _rows(

@@ -35,6 +35,7 @@ from ledger.models import ACCOUNT_TYPES, ACCRUAL_MODES, DAY_COUNTS
 
 MAX_BATCH_LOANS = 16_000
 MAX_MANUAL_LINES = 500
+MAX_BATCH_ITEMS = 1_000
 
 
 class Request(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -117,6 +118,29 @@ class FeeType(Choice):
 class AccountType(Choice):
     choices = ACCOUNT_TYPES
     schema = _choice_schema(*choices)
+
+
+class BatchMode(Choice):
+    choices = ("atomic", "each")
+    schema = _choice_schema(*choices)
+
+
+class JsonObject(dict[str, object], Wire):
+    """Any object; what it must hold is its operation's to say."""
+
+    schema = {"type": "object"}
+
+    @classmethod
+    def parse(cls, value: object) -> Any:
+        if type(value) is not dict:
+            raise FieldError("invalid_type", "An object is expected.")
+        return value
+
+
+class PlanHash(Pattern):
+    pattern = re.compile(r"[0-9a-f]{64}")
+    message = "A plan's hash is 64 hexadecimal digits."
+    schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
 
 class ReturnCode(Pattern):
@@ -301,6 +325,23 @@ class NewPeriodClose(Request):
     through_date: IsoDate
 
 
+class NewReplan(Request):
+    from_date: IsoDate
+    plan_hash: PlanHash | UnsetType = UNSET
+
+
+class BatchItem(Request):
+    """What a POST by itself would be: its path below /v1, and its body."""
+
+    path: Reference
+    body: JsonObject
+
+
+class NewBatch(Request):
+    mode: BatchMode
+    items: Annotated[list[BatchItem], Meta(min_length=1, max_length=MAX_BATCH_ITEMS)]
+
+
 class NewReversal(Request):
     reverses_entry_id: Uuid
     reason_code: ReasonCode
@@ -465,6 +506,61 @@ class ProgramTerms(Answer):
     annual_rate_bps: RateBps | UnsetType = UNSET
     waterfall: Waterfall | UnsetType = UNSET
     accrual_mode: AccrualMode | UnsetType = UNSET
+
+
+class PlannedLine(Answer):
+    sequence: int
+    account_code: AccountCode
+    direction: EntryDirection
+    amount_minor: AmountMinor
+    currency: CurrencyCode
+    layer: EntryLayer
+    loan_id: Uuid
+    borrower_id: Uuid
+
+
+class PlannedEntry(Answer):
+    event_type: Kind
+    effective_at: IsoDate
+    lines: list[PlannedLine]
+    reverses_entry_id: Uuid | UnsetType = UNSET
+
+
+class Replan(Answer):
+    """The plan; or, when the request named it, what was committed."""
+
+    plan_hash: PlanHash | UnsetType = UNSET
+    entries: list[PlannedEntry] | UnsetType = UNSET
+    journal_entry_ids: list[Uuid] | UnsetType = UNSET
+    posted_at: Timestamp | UnsetType = UNSET
+
+
+class BatchProblem(Answer):
+    """Why an item was refused; see the errors of its operation."""
+
+    code: str
+    title: str
+    detail: str
+    errors: list[BatchFieldProblem] | UnsetType = UNSET
+
+
+class BatchFieldProblem(Answer):
+    field: str
+    code: str
+    message: str
+
+
+class BatchOutcome(Answer):
+    """What the POST by itself would have answered."""
+
+    status: int
+    body: JsonObject | UnsetType = UNSET
+    problem: BatchProblem | UnsetType = UNSET
+
+
+class BatchDone(Answer):
+    mode: BatchMode
+    items: list[BatchOutcome]
 
 
 class Program(Answer):

@@ -30,6 +30,8 @@ urlpatterns = [
     path("loans/<id:loan_id>/refinance", views.Servicing.as_view({"post": "refinance"})),
     path("loans/<id:loan_id>/restructure", views.Servicing.as_view({"post": "restructure"})),
     path("loans/<id:loan_id>/suspense-allocations", views.Servicing.as_view({"post": "suspense_allocation"})),
+    path("loans/<id:loan_id>/replans", views.Servicing.as_view({"post": "replan"})),
+    path("batches", views.Batches.as_view({"post": "create"})),
     path("accounts", views.Accounts.as_view({"get": "list", "post": "create"})),
     path("accounts/<account_code:account_code>/closure", views.Accounts.as_view({"post": "closure"})),
     path("accounts/<account_code:account_code>/balance", views.Accounts.as_view({"get": "balance"})),

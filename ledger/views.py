@@ -9,19 +9,21 @@ from typing import Any, ClassVar
 import msgspec
 from django.db.backends.utils import CursorWrapper
 from django.http import HttpResponse
+from django.urls import Resolver404, resolve
 from rest_framework.request import Request
 
 from hpts import fields
-from hpts.auth import caller
+from hpts.auth import OF_ITS_ITEMS, caller
 from hpts.fields import given
+from hpts.oauth import covers
 from hpts.openapi import Shape, View, operation
 from hpts.pagination import DEFAULT_PAGE_SIZE, page_token, position_of
 from hpts.problems import FieldProblem, InvalidPageToken, NotFound, Problem, ValidationFailed
 from hpts.rendering import answer
 from hpts.tenancy import tenant_transaction
 from hpts.views import APIViewSet, correlation_of
+from ledger import batch, queries
 from ledger import operations as ops
-from ledger import queries
 from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
 from ledger.errors import (
@@ -46,6 +48,7 @@ from ledger.errors import (
     LoanStateRefuses,
     NotReversible,
     PeriodClosed,
+    PlanOutdated,
     ProgramExists,
     ProgramNotFound,
     UnbalancedEntry,
@@ -58,6 +61,10 @@ from ledger.posting import Origin, Posting
 # What every posting may be refused for, and every body that moves money of a loan.
 DATED = (EffectiveDateRefused, PeriodClosed, AmountOutOfRange)
 OF_A_LOAN = (*DATED, LoanChanged, CurrencyMismatch)
+
+
+# What some write of a batch may be refused for.
+REFUSALS = tuple(kind for kind in Problem.__subclasses__() if kind.__module__ == "ledger.errors")
 
 
 class LedgerViewSet(APIViewSet):
@@ -497,6 +504,7 @@ class Servicing(LedgerViewSet):
         "refinance": ops.refinance_loan.scope,
         "restructure": ops.restructure_loan.scope,
         "suspense_allocation": ops.allocate_suspense.scope,
+        "replan": ops.replan_loan.scope,
     }
 
     @posts(
@@ -605,6 +613,81 @@ class Servicing(LedgerViewSet):
         By the waterfall, and never more than suspense holds or the receivables take.
         """
         return self.write(request, ops.allocate_suspense)
+
+    @posts(
+        ops.replan_loan,
+        "servicing",
+        answer=shapes.Replan,
+        returns="The plan, or what was committed",
+        etag=True,
+        refuses=(*DATED, LoanChanged, PlanOutdated),
+    )
+    def replan(self, request: Request, loan_id: str) -> HttpResponse:
+        """Plan what late payments change, and commit it.
+
+        Without `plan_hash`: the exact entries that would bring the loan to where it would be had every payment from
+        `from_date` on arrived on its date. With it they are posted, all in one transaction, unless the loan has moved.
+        """
+        return self.write(request, ops.replan_loan)
+
+
+class Batches(LedgerViewSet):
+    scopes: ClassVar = {"create": OF_ITS_ITEMS}
+    large_bodies = frozenset({"create"})
+
+    @operation(
+        "createBatch",
+        "batches",
+        request=shapes.NewBatch,
+        answer=shapes.BatchDone,
+        returns="Batch done",
+        refuses=(*REFUSALS,),
+    )
+    def create(self, request: Request) -> HttpResponse:
+        """Run many writes.
+
+        `atomic`: all of them in one transaction, or none; the first refusal is the batch's. `each`: every item by itself, with an
+        outcome of its own; a repeat goes on where the first one broke off. An item is the path below /v1 and the body of a POST.
+        """
+        raw = self.document(request)
+        self.query(request, shapes.NoQuery)
+        key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
+        body = fields.parse(raw, shapes.NewBatch)
+        items = _batch_items(body)
+        call = Call(self.origin(request), key, fingerprint(self.operation_id, {}, raw))
+        scopes = caller(request).scopes
+        run = batch.all_or_nothing if body.mode == "atomic" else batch.one_by_one
+        done = run(call, items, lambda scope: covers(scopes, scope))
+        response = answer(done.body, 200 if done.replayed else 201)
+        if done.replayed:
+            response["Idempotency-Replayed"] = "true"
+        return response
+
+
+def _batch_items(body: shapes.NewBatch) -> list[batch.Item]:
+    """Each item with the operation that its path stands for. Raises ValidationFailed naming every path that is none."""
+    items, wrong = [], []
+    for position, item in enumerate(body.items):
+        found = _write_at(item.path)
+        if found is None:
+            message = "The path of a POST below /v1 is expected, such as /payments; batches do not nest."
+            wrong.append(FieldProblem(f"items.{position}.path", "not_a_choice", message))
+        else:
+            items.append(batch.Item(*found, item.body))
+    if wrong:
+        raise ValidationFailed("One or more fields are not valid.", wrong)
+    return items
+
+
+def _write_at(path: str) -> tuple[Write[Any], dict[str, str]] | None:
+    try:
+        match = resolve(f"/v1{path}")
+    except Resolver404:
+        return None
+    action = getattr(match.func, "actions", {}).get("post")
+    declared = getattr(getattr(match.func, "cls", None), action or "", None)
+    write = ops.WRITES.get(declared.operation.operation_id) if declared is not None else None
+    return (write, match.kwargs) if write is not None else None
 
 
 class Accounts(LedgerViewSet):
