@@ -54,7 +54,7 @@ from ledger.events import (
     Reversal,
 )
 from ledger.money import MAX_MINOR
-from ledger.queries import has_recovery, read_chart, suspense_allocations
+from ledger.queries import has_recovery, read_chart, suspense_allocations, waterfalls
 from ledger.rules import RULES
 from ledger.rules.payment import returned_entry, undone
 from ledger.state import AllocationState, EntryState, LoanState, State
@@ -195,6 +195,8 @@ class Posting:
     def __init__(self, cursor: CursorWrapper, origin: Origin, touches: Touches, opened: str) -> None:
         state = _decode_state(opened)
         self.since = touches.since or state.today
+        self.read_on = touches.accrual or self.since
+        self._has_waterfalls = False
         self.cursor = cursor
         self.origin = origin
         self.touches = touches
@@ -275,7 +277,11 @@ class Posting:
 
     def _provide(self, event: Event) -> None:
         """Read what few events need: a return, the loan's allocations from suspense; the reversal of a charge-off or of an
-        allocation, what came after it. One query more, for these kinds alone."""
+        allocation, what came after it; one of several dates, the waterfalls of them all. One query more, for these alone."""
+        if event.effective_at != self.read_on and not self._has_waterfalls:
+            self._has_waterfalls = True
+            for loan in self.state.loans.values():
+                loan.waterfalls = tuple(waterfalls(self.cursor, program_id=loan.program_id))
         original = self.state.entries.get(entry_of(event) or "")
         if original is None or original.lines[0].loan_id is None:
             return

@@ -141,6 +141,17 @@ def programs(cursor: CursorWrapper, *, on: date, after: str | None, limit: int) 
     return [_program_object(row) for row in rows]
 
 
+def waterfalls(cursor: CursorWrapper, *, program_id: str) -> list[tuple[date, tuple[str, ...]]]:
+    """A program's waterfalls, each from its date on; of two for one date the later one comes last."""
+    rows = _rows(
+        cursor,
+        """SELECT effective_at, waterfall FROM program_terms
+           WHERE tenant_id = %(tenant)s AND program_id = %(program)s ORDER BY effective_at, id""",
+        program=program_id,
+    )
+    return [(since, tuple(order.split(","))) for since, order in rows]
+
+
 # Lent and owing nothing is paid off; receivables are never below zero, so that their sum tells. A loan's own terms come
 # before its program's, each member by itself; those of a restructure hold until it is reversed.
 _OWN_TERMS = """
@@ -398,18 +409,43 @@ class LoanBalances:
     last_activity_at: datetime | None
 
 
-def loan_balances(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> LoanBalances | None:
-    """SETTLED balances of a loan with entries effective on or before `as_of`: the cached rows, or the lines when later
-    entries exist. One statement, so that version, balances and date are of one moment."""
+# The version that a loan had at an instant. Versions are given out under the loan's lock, without a gap, and `posted_at`
+# rises with them: so halving finds it, in a few look-ups by key however long the history is.
+_VERSION_AT = """(
+    WITH RECURSIVE halving (low, high) AS (
+        SELECT 0::bigint, l.version
+        UNION ALL
+        SELECT CASE WHEN probe.known THEN probe.version ELSE h.low END,
+               CASE WHEN probe.known THEN h.high ELSE probe.version - 1 END
+        FROM halving h
+        CROSS JOIN LATERAL (
+            SELECT j.loan_version AS version, (
+                       SELECT e.posted_at <= %({at})s::timestamptz FROM journal_entry e
+                       WHERE e.tenant_id = j.tenant_id AND e.id = j.entry_id) AS known
+            FROM journal_line j
+            WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.loan_version = (h.low + h.high + 1) / 2
+            LIMIT 1) probe
+        WHERE h.low < h.high)
+    SELECT h.low FROM halving h WHERE h.low = h.high)"""
+
+
+def loan_balances(
+    cursor: CursorWrapper, *, loan_id: str, as_of: date, known_at: str | None = None
+) -> LoanBalances | None:
+    """SETTLED balances of a loan with entries effective on or before `as_of`, as they were known at an instant (by default
+    now): the cached rows, or the lines when other entries exist. One statement, so that version, balances and date are
+    of one moment."""
     rows = _rows(
         cursor,
-        """SELECT l.currency, l.version,
-                  CASE WHEN l.last_effective_at <= %(as_of)s THEN l.last_posted_at ELSE (
-                      SELECT max(e.posted_at)
-                      FROM journal_line j
-                      JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
-                      WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.effective_at <= %(as_of)s) END,
-                  CASE WHEN l.last_effective_at <= %(as_of)s THEN (
+        f"""SELECT l.currency, l.version,
+                  CASE WHEN cached THEN l.last_posted_at ELSE (
+                      SELECT e.posted_at FROM journal_entry e
+                      WHERE e.tenant_id = l.tenant_id AND e.id = (
+                          SELECT j.entry_id FROM journal_line j
+                          WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.loan_version <= known.version
+                            AND j.effective_at <= %(as_of)s
+                          ORDER BY j.loan_version DESC LIMIT 1)) END,
+                  CASE WHEN cached THEN (
                       SELECT json_object_agg(a.role, b.balance_minor)
                       FROM loan_balance b
                       JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
@@ -422,19 +458,68 @@ def loan_balances(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> LoanBa
                                        AS minor
                             FROM journal_line j
                             JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
-                            WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.effective_at <= %(as_of)s
-                              AND j.layer = %(layer)s AND a.per_loan AND a.role IS NOT NULL
+                            WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.loan_version <= known.version
+                              AND j.effective_at <= %(as_of)s AND j.layer = %(layer)s
+                              AND a.per_loan AND a.role IS NOT NULL
                             GROUP BY a.role) s)
                   END
-           FROM loan l WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s""",
+           FROM loan l
+           -- OFFSET 0, or each mention of the version would look for it again.
+           CROSS JOIN LATERAL (
+               SELECT {_VERSION_AT.format(at="known_at") if known_at else "l.version"} AS version OFFSET 0) known
+           CROSS JOIN LATERAL (
+               SELECT l.last_effective_at <= %(as_of)s AND known.version = l.version AS cached) answer
+           WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s""",
         loan=loan_id,
         as_of=as_of,
+        known_at=known_at,
         layer=SETTLED,
     )
     if not rows:
         return None
     currency, version, last_activity_at, by_role = rows[0]
     return LoanBalances(currency, version, by_role or {}, last_activity_at)
+
+
+# What a statement follows, in the order in which it shows them.
+STATED = ("principal", "interest", "fees", "suspense")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A loan's SETTLED balances before and after some entries, and the entries: each with what it changed and the balances
+    after it. Balances between entries of one day may be below zero, those of the end of a day never are."""
+
+    currency: str
+    version: int
+    since: date
+    opening: dict[str, str]
+    entries: list[dict[str, Any]]
+    closing: dict[str, str]
+
+
+# Lines become one row per entry, and one row of version 0 for all that lies before the entries shown.
+_STATEMENT = """
+    SELECT l.currency, l.version, span.since, e.id, e.event_type, c.effective_at::text, e.posted_at,
+           coalesce(c.principal, 0)::bigint, coalesce(c.interest, 0)::bigint, coalesce(c.fees, 0)::bigint,
+           coalesce(c.suspense, 0)::bigint
+    FROM loan l
+    CROSS JOIN LATERAL ({span} OFFSET 0) span
+    LEFT JOIN LATERAL (
+        SELECT shown.version, shown.entry_id, shown.effective_at, {sums}
+        FROM journal_line j
+        JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+        CROSS JOIN LATERAL (
+            SELECT j.loan_version AS version, j.entry_id, j.effective_at WHERE {shown}
+            UNION ALL SELECT 0, NULL, NULL WHERE NOT {shown}) shown
+        WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
+        GROUP BY shown.version, shown.entry_id, shown.effective_at) c ON true
+    LEFT JOIN LATERAL (
+        SELECT e.id::text, e.event_type, e.posted_at FROM journal_entry e
+        WHERE e.tenant_id = l.tenant_id AND e.id = c.entry_id OFFSET 0) e ON true
+    WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s
+    ORDER BY {order}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -452,27 +537,40 @@ class AccountBalance:
 
 
 def trial_balance(
-    cursor: CursorWrapper, *, currency: str, layer: str, as_of: date, code: str | None = None
+    cursor: CursorWrapper,
+    *,
+    currency: str,
+    layer: str,
+    as_of: date,
+    code: str | None = None,
+    known_at: str | None = None,
 ) -> list[AccountBalance]:
-    """Every account of the chart (or one) with the sums of its lines effective on or before `as_of`; one statement, so
-    debits and credits are of one moment."""
+    """Every account of the chart (or one) with the sums of its lines effective on or before `as_of`, and posted by an
+    instant when one is given; one statement, so debits and credits are of one moment."""
+    posted = (
+        """JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
+                                   AND e.posted_at <= %(known_at)s::timestamptz"""
+        if known_at
+        else ""
+    )
     rows = _rows(
         cursor,
-        """SELECT a.code, a.name, a.account_type, a.normal_side, a.per_loan, a.role, coalesce(s.dr, 0), coalesce(s.cr, 0)
+        f"""SELECT a.code, a.name, a.account_type, a.normal_side, a.per_loan, a.role, coalesce(s.dr, 0), coalesce(s.cr, 0)
            FROM gl_account a
            LEFT JOIN (
-               SELECT account_code, sum(amount_minor) FILTER (WHERE direction = 'DR') AS dr,
-                      sum(amount_minor) FILTER (WHERE direction = 'CR') AS cr
-               FROM journal_line
-               WHERE tenant_id = %(tenant)s AND currency = %(currency)s AND layer = %(layer)s
-                 AND effective_at <= %(as_of)s AND (%(code)s::text IS NULL OR account_code = %(code)s::text)
-               GROUP BY account_code) s ON s.account_code = a.code
+               SELECT j.account_code, sum(j.amount_minor) FILTER (WHERE j.direction = 'DR') AS dr,
+                      sum(j.amount_minor) FILTER (WHERE j.direction = 'CR') AS cr
+               FROM journal_line j {posted}
+               WHERE j.tenant_id = %(tenant)s AND j.currency = %(currency)s AND j.layer = %(layer)s
+                 AND j.effective_at <= %(as_of)s AND (%(code)s::text IS NULL OR j.account_code = %(code)s::text)
+               GROUP BY j.account_code) s ON s.account_code = a.code
            WHERE a.tenant_id = %(tenant)s AND (%(code)s::text IS NULL OR a.code = %(code)s::text)
            ORDER BY a.code""",
         currency=currency,
         layer=layer,
         as_of=as_of,
         code=code,
+        known_at=known_at,
     )
     return [AccountBalance(Account(*row[:6]), int(row[6]), int(row[7])) for row in rows]
 

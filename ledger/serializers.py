@@ -26,6 +26,7 @@ from hpts.fields import (
     Pattern,
     PositiveAmount,
     Reference,
+    Timestamp,
     Uuid,
     Wire,
 )
@@ -408,7 +409,6 @@ class AccountQuery(Request):
 
 # --- Answers ---------------------------------------------------------------------------------------------------------
 
-Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 Signed = Annotated[str, Meta(pattern=r"^(0|-?[1-9][0-9]*)$")]
 Total = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]*)$")]
 

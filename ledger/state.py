@@ -38,6 +38,8 @@ class LoanState:
     day_count_convention: str = "ACT_365"
     waterfall: tuple[str, ...] = ("fees", "interest", "principal")
     accrual_mode: str = "client"
+    # The program's waterfalls by date, asked for when one transaction has events of several dates.
+    waterfalls: tuple[tuple[date, tuple[str, ...]], ...] = ()
     balances: dict[BalanceKey, int] = field(default_factory=dict)
     later: list[tuple[date, str, str, int]] = field(default_factory=list)
     # The last revision accrued for the date that was asked for, and whether its entry has been reversed.
@@ -48,6 +50,11 @@ class LoanState:
     # Asked for when a return or a reversal needs them: suspense allocations in force, newest first; recoveries in force.
     allocations: tuple[AllocationState, ...] = ()
     recovered: bool = False
+
+    def waterfall_on(self, day: date) -> tuple[str, ...]:
+        """The order in which a payment of that day meets what is owed."""
+        in_force = [order for since, order in self.waterfalls if since <= day]
+        return in_force[-1] if in_force else self.waterfall
 
     def balance(self, account: Account, layer: str = SETTLED) -> int:
         """The balance after everything posted so far, whatever its date."""

@@ -17,7 +17,7 @@ def allocate(state: State, loan: LoanState, amount_minor: int, on: date) -> list
     """
     shares = []
     rest = amount_minor
-    for role in loan.waterfall:
+    for role in loan.waterfall_on(on):
         share = min(rest, loan.available(state.chart[role], on))
         if share:
             shares.append((role, share))
