@@ -13,10 +13,10 @@ WORKERS ?= 2
 T ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run services test check lint drift bench schema openapi requirements clean
+.PHONY: help install run services test test-long check lint drift bench schema openapi requirements clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
 
 install: ## create .venv and install the pinned requirements
 	@$(PYTHON) deploy/install.py
@@ -29,6 +29,9 @@ services: install ## PostgreSQL and Redis alone, in the foreground
 
 test: install ## the whole suite on its own servers; T=path narrows it, WORKERS=n spreads it
 	@$(VENV) -m pytest -n $(WORKERS) $(T)
+
+test-long: install ## the whole suite with the long variants: hours, not minutes
+	@HPTS_LONG=1 $(VENV) -m pytest -n $(WORKERS) $(T)
 
 check: install lint drift test ## what CI runs: lint, types, missing migrations, drift of schema and API document, tests
 

@@ -443,7 +443,8 @@ def create_reversal(posting: Posting, body: shapes.NewReversal, path: Path) -> M
             facts=_facts(reason_code=body.reason_code, metadata=given(body.metadata)),
         )
     )
-    return {**_recorded(entry), "reverses_entry_id": body.reverses_entry_id}
+    recorded = _recorded(entry)
+    return {"journal_entry_id": recorded.pop("journal_entry_id"), "reverses_entry_id": body.reverses_entry_id, **recorded}
 
 
 def _loans_of_lines(body: shapes.NewJournalEntry, path: Path) -> Touches:
