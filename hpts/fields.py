@@ -12,7 +12,7 @@ import re
 import types
 import typing
 from collections.abc import Callable
-from datetime import date
+from datetime import date, datetime
 from functools import cache
 from typing import Any, ClassVar, NoReturn, TypeVar
 
@@ -190,6 +190,24 @@ class IsoDate(date, Wire):
             return date.fromisoformat(text)
         except ValueError:
             raise FieldError("invalid_format", f"{text} is not a day of the calendar.") from None
+
+
+class Timestamp(Pattern):
+    """An instant in UTC, RFC 3339: seconds, at most six digits of fraction, Z. The text as it came; PostgreSQL reads it."""
+
+    pattern = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?Z")
+    message = "An instant in UTC such as 2026-03-01T12:00:00Z is expected."
+    component = "Timestamp"
+    schema = {"type": "string", "format": "date-time", "description": "RFC 3339 timestamp, UTC."}
+
+    @classmethod
+    def parse(cls, value: object) -> Any:
+        text = super().parse(value)
+        try:
+            datetime.fromisoformat(text)
+        except ValueError:
+            raise FieldError("invalid_format", f"{text} is not an instant of the calendar.") from None
+        return text
 
 
 class Text(str, Wire):

@@ -42,7 +42,6 @@ DOCS_POLICY = (
 # What the converters of the URL conf let through, and which parameters all lists share.
 PATH_TYPES: dict[str, type[fields.Wire]] = {"id": fields.Uuid, "account_code": fields.AccountCode}
 PAGING = {"page_size": "PageSize", "page_token": "PageToken"}
-DATE_TIME = {"type": "string", "format": "date-time"}
 
 # Refusals that need no declaration. 405 is none of them: an operation that is in the document has its method.
 OF_EVERY_OPERATION = (
@@ -299,11 +298,6 @@ def _shapes(shape: type[msgspec.Struct], registry: ComponentRegistry) -> tuple[d
     )
     for schema in shapes.values():
         del schema["title"]  # The component's name says it.
-        schema["properties"] = {
-            # To Python a time on the wire is plain text, so it has no component of its own to name.
-            name: {"$ref": "#/components/schemas/Timestamp"} if member == DATE_TIME else member
-            for name, member in schema["properties"].items()
-        }
     return reference, shapes
 
 

@@ -16,6 +16,8 @@ from django.db import InterfaceError, OperationalError, connections, models, tra
 from django.db.backends.utils import CursorWrapper
 
 ENTER = "SELECT set_config('hpts.tenant_id', %s, true)"
+# As `first`: everything that the transaction reads is of one moment, and it writes nothing.
+SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
 
 _current: ContextVar[str | None] = ContextVar("current_tenant", default=None)
 

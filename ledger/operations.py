@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import date
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -168,6 +169,18 @@ def create_payment(posting: Posting, body: shapes.NewPayment, path: Path) -> Mem
         )
     )
     return _payment_answer(posting, entry.journal_entry_id, entry)
+
+
+def preview_allocation(posting: Posting, loan_id: str, amount_minor: int, effective_at: date | None) -> Members:
+    """Where a payment would go: the payment's rule decides, and nothing is recorded. Raises its refusals."""
+    event = PaymentReceived(
+        loan_id=loan_id,
+        amount_minor=amount_minor,
+        currency=posting.state.loans[loan_id].currency,
+        effective_at=effective_at or posting.today,
+        source_method="internal_transfer",
+    )
+    return {"allocation": _minor(allocation(posting.state, posting.decide(event)))}
 
 
 @_write("settlePayment", "hpts:payments:write", shapes.Settlement, _payment_of_path)
@@ -444,7 +457,11 @@ def create_reversal(posting: Posting, body: shapes.NewReversal, path: Path) -> M
         )
     )
     recorded = _recorded(entry)
-    return {"journal_entry_id": recorded.pop("journal_entry_id"), "reverses_entry_id": body.reverses_entry_id, **recorded}
+    return {
+        "journal_entry_id": recorded.pop("journal_entry_id"),
+        "reverses_entry_id": body.reverses_entry_id,
+        **recorded,
+    }
 
 
 def _loans_of_lines(body: shapes.NewJournalEntry, path: Path) -> Touches:

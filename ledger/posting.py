@@ -22,7 +22,7 @@ from django.db import DatabaseError, Error
 from django.db.backends.utils import CursorWrapper
 
 from hpts.problems import Busy, InternalError, Problem
-from hpts.tenancy import tenant_transaction
+from hpts.tenancy import SNAPSHOT, tenant_transaction
 from ledger import document
 from ledger.chart import FLOORED, Chart
 from ledger.errors import (
@@ -465,8 +465,11 @@ class KeyState:
 @contextmanager
 def opened(origin: Origin, touches: Touches, key: str | None = None) -> Iterator[tuple[Posting | None, KeyState]]:
     """One tenant transaction with the key tried and the loans locked and read. Without a free key there is no posting."""
-    limit = LARGE_TIMEOUT if len(touches.loans) > LARGE_LOANS or touches.mode == "close" else None
-    with tenant_transaction(origin.tenant_id, OPEN, _params(key, touches), first=limit) as cursor:
+    first = LARGE_TIMEOUT if len(touches.loans) > LARGE_LOANS or touches.mode == "close" else None
+    if touches.mode == "read" and key is None:
+        # Without locks postings go on between the statements that read the state. (A key must be looked up after its lock.)
+        first = SNAPSHOT
+    with tenant_transaction(origin.tenant_id, OPEN, _params(key, touches), first=first) as cursor:
         locked, fingerprint, response, state = cursor.fetchone()
         posting = Posting(cursor, origin, touches, state) if state is not None else None
         yield posting, KeyState(locked, bytes(fingerprint) if fingerprint is not None else None, response)

@@ -289,7 +289,8 @@ def balances_belong_together(cursor: CursorWrapper) -> list[Breach]:
 
 
 def terms_belong_together(cursor: CursorWrapper) -> list[Breach]:
-    """I5. The tenant exists; every program has terms; every row of terms has its program or loan."""
+    """I5. The tenant exists; every program has terms; every row of terms has its program or loan; terms that came with an entry
+    came with a restructure of that loan, from its date on."""
     return _breaches(
         cursor,
         """SELECT 'tenant', json_build_object('tenant_id', %(tenant)s::uuid), 'its row is missing'
@@ -308,7 +309,48 @@ def terms_belong_together(cursor: CursorWrapper) -> list[Breach]:
            SELECT 'loan_terms', json_build_object('loan_id', t.loan_id, 'id', t.id), 'there is no such loan'
            FROM loan_terms t
            WHERE t.tenant_id = %(tenant)s
-             AND NOT EXISTS (SELECT FROM loan o WHERE o.tenant_id = t.tenant_id AND o.id = t.loan_id)""",
+             AND NOT EXISTS (SELECT FROM loan o WHERE o.tenant_id = t.tenant_id AND o.id = t.loan_id)
+           UNION ALL
+           SELECT 'loan_terms', json_build_object('loan_id', t.loan_id, 'id', t.id),
+                  'came with entry ' || t.entry_id || ', which is no restructure of the loan on ' || t.effective_at
+           FROM loan_terms t
+           LEFT JOIN journal_entry e ON e.tenant_id = t.tenant_id AND e.id = t.entry_id
+           WHERE t.tenant_id = %(tenant)s AND t.entry_id IS NOT NULL
+             AND (e.event_type, e.loan_id, e.effective_at) IS DISTINCT FROM ('restructure', t.loan_id, t.effective_at)""",
+    )
+
+
+def loans_stand_as_the_journal_says(cursor: CursorWrapper) -> list[Breach]:
+    """A loan knows how many entries in force have lent principal (giving a payment back lends none), and what has ended it."""
+    return _breaches(
+        cursor,
+        """WITH standing AS (
+               SELECT e.id, e.event_type FROM journal_entry e
+               WHERE e.tenant_id = %(tenant)s AND e.event_type NOT IN ('reversal', 'payment_returned', 'payment_allocated')
+                 AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = e.tenant_id AND r.reverses_entry_id = e.id
+                                 AND r.event_type = 'reversal')
+           ), said AS (
+               SELECT l.loan_id,
+                      count(DISTINCT s.id) FILTER (WHERE l.direction = 'DR' AND a.role = 'principal') AS draws,
+                      array_agg(DISTINCT CASE s.event_type WHEN 'chargeoff' THEN 'charged_off' ELSE 'refinanced' END)
+                          FILTER (WHERE l.direction = 'CR' AND s.event_type IN ('chargeoff', 'refinance')) AS endings
+               FROM standing s
+               JOIN journal_line l ON l.tenant_id = %(tenant)s AND l.entry_id = s.id AND l.layer = 'SETTLED'
+               JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
+                   AND a.role IN ('principal', 'interest', 'fees')
+               WHERE l.loan_id IS NOT NULL
+               GROUP BY l.loan_id
+           )
+           SELECT 'loan', json_build_object('loan_id', o.id),
+                  CASE WHEN o.draws <> coalesce(s.draws, 0)
+                           THEN 'says that ' || o.draws || ' entries lent principal, the journal ' || coalesce(s.draws, 0)
+                       ELSE 'says ' || coalesce(o.ended_as, 'not ended') || ', the journal '
+                            || coalesce(array_to_string(s.endings, ' and '), 'not ended') END
+           FROM loan o
+           LEFT JOIN said s ON s.loan_id = o.id
+           WHERE o.tenant_id = %(tenant)s
+             AND (o.draws <> coalesce(s.draws, 0)
+                  OR CASE WHEN o.ended_as IS NOT NULL THEN ARRAY[o.ended_as] END IS DISTINCT FROM s.endings)""",
     )
 
 
@@ -337,7 +379,7 @@ def reversals_mirror_once(cursor: CursorWrapper) -> list[Breach]:
         cursor,
         """WITH reversal AS (
                SELECT r.id, r.event_type, r.effective_at, o.id AS of, o.event_type AS of_type,
-                      o.effective_at AS of_effective_at
+                      o.effective_at AS of_effective_at, o.settles_entry_id IS NOT NULL AS of_settles
                FROM journal_entry r
                LEFT JOIN journal_entry o ON o.tenant_id = r.tenant_id AND o.id = r.reverses_entry_id
                WHERE r.tenant_id = %(tenant)s
@@ -361,7 +403,7 @@ def reversals_mirror_once(cursor: CursorWrapper) -> list[Breach]:
            FROM reversal
            WHERE of IS NULL OR event_type NOT IN ('reversal', 'payment_returned') OR effective_at < of_effective_at
               OR of_type IN ('reversal', 'payment_returned')
-              OR (event_type = 'reversal' AND of_type = 'disbursement_settled')
+              OR (event_type = 'reversal' AND of_settles)
            UNION ALL
            SELECT 'journal_entry', json_build_object('journal_entry_id', coalesce(m.id, o.id)),
                   'line ' || coalesce(m.sequence, o.sequence) || ' is not the mirror of the reversed entry''s'
@@ -371,17 +413,23 @@ def reversals_mirror_once(cursor: CursorWrapper) -> list[Breach]:
     )
 
 
+# A settlement and what it settles. A replan's entry that puts a payment back into suspense names the payment, or the
+# payment's settlement, in the same way: so that it happens once.
+_SETTLEMENTS = """
+    SELECT s.id, s.event_type, s.effective_at, o.id AS of, o.event_type AS of_type, o.effective_at AS of_effective_at,
+           o.settles_entry_id IS NOT NULL AS of_settles, l.layer = 'PENDING' AND o.settles_entry_id IS NULL AS announced
+    FROM journal_entry s
+    LEFT JOIN journal_entry o ON o.tenant_id = s.tenant_id AND o.id = s.settles_entry_id
+    LEFT JOIN journal_line l ON l.tenant_id = o.tenant_id AND l.entry_id = o.id AND l.sequence = 1
+    WHERE s.tenant_id = %(tenant)s AND (s.settles_entry_id IS NOT NULL OR s.event_type = 'disbursement_settled')
+"""
+
+
 def settlements_settle_once(cursor: CursorWrapper) -> list[Breach]:
     """I6. A payment or disbursement is settled at most once, not dated before it, and what is settled is not reversed as well."""
     return _breaches(
         cursor,
-        """WITH settlement AS (
-               SELECT s.id, s.event_type, s.effective_at, o.id AS of, o.event_type AS of_type,
-                      o.effective_at AS of_effective_at
-               FROM journal_entry s
-               LEFT JOIN journal_entry o ON o.tenant_id = s.tenant_id AND o.id = s.settles_entry_id
-               WHERE s.tenant_id = %(tenant)s AND (s.settles_entry_id IS NOT NULL OR s.event_type = 'disbursement_settled')
-           )
+        f"""WITH settlement AS ({_SETTLEMENTS})
            SELECT 'journal_entry', json_build_object('journal_entry_id', of), 'is settled ' || count(*) || ' times'
            FROM settlement WHERE of IS NOT NULL GROUP BY of HAVING count(*) > 1
            UNION ALL
@@ -391,12 +439,135 @@ def settlements_settle_once(cursor: CursorWrapper) -> list[Breach]:
                        ELSE 'is a ' || event_type || ' and settles a ' || of_type END
            FROM settlement
            WHERE of IS NULL OR effective_at < of_effective_at
-              OR (event_type, of_type) NOT IN (('disbursement_settled', 'disbursement'),
-                                               ('payment_allocated', 'payment_received'))
+              OR NOT ((event_type, of_type) IN (('disbursement_settled', 'disbursement'),
+                                                ('payment_allocated', 'payment_received'))
+                      OR ((event_type, of_type) = ('payment_allocated', 'payment_allocated') AND of_settles))
            UNION ALL
            SELECT 'journal_entry', json_build_object('journal_entry_id', s.of), 'is settled, and reversed by ' || r.id
            FROM settlement s
-           JOIN journal_entry r ON r.tenant_id = %(tenant)s AND r.reverses_entry_id = s.of""",
+           JOIN journal_entry r ON r.tenant_id = %(tenant)s AND r.reverses_entry_id = s.of
+           -- What a replan has put back into suspense the bank may still take back.
+           WHERE r.event_type <> 'payment_returned' OR s.announced""",
+    )
+
+
+def settlements_move_what_they_settle(cursor: CursorWrapper) -> list[Breach]:
+    """A settlement leaves nothing of the announcement on PENDING and moves its amount in cash; what puts a payment back leaves
+    nothing of what the payment gave to receivables."""
+    return _breaches(
+        cursor,
+        f"""WITH leg AS (
+               SELECT s.id, s.event_type, s.announced, a.role, l.layer, l.account_code, l.entry_id = s.id AS settling,
+                      CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END AS net
+               FROM ({_SETTLEMENTS}) s
+               JOIN journal_line l ON l.tenant_id = %(tenant)s AND l.entry_id IN (s.id, s.of)
+               JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
+           )
+           SELECT 'journal_entry', json_build_object('journal_entry_id', id),
+                  'leaves ' || sum(net) || ' of account ' || account_code || ' on ' || layer
+           FROM leg
+           WHERE CASE WHEN announced THEN layer = 'PENDING'
+                      ELSE event_type = 'payment_allocated' AND layer = 'SETTLED' AND role IN ('principal', 'interest', 'fees')
+                 END
+           GROUP BY id, account_code, layer HAVING sum(net) <> 0
+           UNION ALL
+           SELECT 'journal_entry', json_build_object('journal_entry_id', id),
+                  'moves ' || coalesce(sum(net) FILTER (WHERE settling AND role = 'cash'), 0) || ' in cash'
+           FROM leg
+           WHERE announced OR event_type = 'disbursement_settled'
+           GROUP BY id
+           HAVING sum(net) FILTER (WHERE settling AND role = 'cash') IS DISTINCT FROM
+                  sum(CASE role WHEN 'payment_clearing' THEN net WHEN 'principal' THEN -net END) FILTER (WHERE NOT settling)""",
+    )
+
+
+def returns_give_back_what_came(cursor: CursorWrapper) -> list[Breach]:
+    """A return names a payment or its settlement and gives all of its cash back; of an allocation from suspense that is in
+    force no more is taken back than it allocated, and as much as the return says."""
+    return _breaches(
+        cursor,
+        """WITH returned AS (
+               SELECT r.id, r.loan_id, r.facts, o.id AS of, o.event_type AS of_type, o.settles_entry_id, o.loan_id AS of_loan_id
+               FROM journal_entry r
+               LEFT JOIN journal_entry o ON o.tenant_id = r.tenant_id AND o.id = r.reverses_entry_id
+               WHERE r.tenant_id = %(tenant)s AND r.event_type = 'payment_returned'
+           ), leg AS (
+               SELECT r.id, l.entry_id = r.id AS giving, a.role, l.layer, l.direction,
+                      CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END AS net
+               FROM returned r
+               JOIN journal_line l ON l.tenant_id = %(tenant)s AND l.entry_id IN (r.id, r.of)
+               JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
+               -- A settlement's first lines are the end of the announcement, no money.
+               WHERE a.role = 'suspense' OR a.role = 'cash'
+                  OR (a.role = 'payment_clearing' AND r.of_type = 'payment_received')
+           ), undone AS (
+               SELECT r.id, r.loan_id, u.key AS allocation_id, u.value::bigint AS minor
+               FROM returned r CROSS JOIN LATERAL jsonb_each_text(r.facts -> 'undone') u
+           )
+           SELECT 'journal_entry', json_build_object('journal_entry_id', id), 'returns a ' || coalesce(of_type, 'nothing')
+           FROM returned
+           WHERE loan_id IS DISTINCT FROM of_loan_id
+              OR NOT coalesce(of_type = 'payment_received'
+                              OR (of_type = 'payment_allocated' AND settles_entry_id IS NOT NULL), false)
+           UNION ALL
+           SELECT 'journal_entry', json_build_object('journal_entry_id', id), 'keeps ' || sum(net) || ' of the cash'
+           FROM leg WHERE role <> 'suspense' GROUP BY id HAVING sum(net) <> 0
+           UNION ALL
+           SELECT 'journal_entry', json_build_object('journal_entry_id', id),
+                  'takes back ' || sum(posted) || ' of allocations, and says ' || sum(said)
+           FROM (SELECT id, -net AS posted, 0 AS said
+                 FROM leg WHERE giving AND role = 'suspense' AND direction = 'CR' AND layer = 'SETTLED'
+                 UNION ALL
+                 SELECT id, 0, minor FROM undone) both_sides
+           GROUP BY id HAVING sum(posted) <> sum(said)
+           UNION ALL
+           SELECT 'journal_entry', json_build_object('journal_entry_id', u.allocation_id),
+                  'is taken back by ' || sum(u.minor) || ' and is no allocation of so much that is in force'
+           FROM undone u
+           LEFT JOIN journal_entry e ON e.tenant_id = %(tenant)s AND e.id::text = u.allocation_id AND e.loan_id = u.loan_id
+               AND e.event_type = 'payment_allocated' AND e.settles_entry_id IS NULL
+               AND NOT EXISTS (SELECT FROM journal_entry x WHERE x.tenant_id = e.tenant_id AND x.reverses_entry_id = e.id)
+           LEFT JOIN journal_line l ON l.tenant_id = e.tenant_id AND l.entry_id = e.id AND l.direction = 'DR'
+           GROUP BY u.allocation_id HAVING min(l.amount_minor) IS NULL OR sum(u.minor) > min(l.amount_minor)""",
+    )
+
+
+def closed_periods_stay_as_they_were(cursor: CursorWrapper) -> list[Breach]:
+    """The trial balances that were kept when a period was closed are still what the lines dated in it sum to."""
+    return _breaches(
+        cursor,
+        """WITH period AS (
+               SELECT through_date, CASE WHEN trial_balances IS JSON ARRAY THEN trial_balances::jsonb ELSE '[]' END AS kept
+               FROM period_close WHERE tenant_id = %(tenant)s
+           ), kept AS (
+               SELECT p.through_date, b ->> 'currency' AS currency, b ->> 'layer' AS layer, a ->> 'account_code' AS code,
+                      (a ->> 'dr_balance_minor')::numeric AS dr, (a ->> 'cr_balance_minor')::numeric AS cr
+               FROM period p
+               CROSS JOIN LATERAL jsonb_array_elements(p.kept) b
+               CROSS JOIN LATERAL jsonb_array_elements(b -> 'accounts') a
+           ), day AS (
+               SELECT effective_at, currency, layer, account_code,
+                      coalesce(sum(amount_minor) FILTER (WHERE direction = 'DR'), 0) AS dr,
+                      coalesce(sum(amount_minor) FILTER (WHERE direction = 'CR'), 0) AS cr
+               FROM journal_line WHERE tenant_id = %(tenant)s GROUP BY 1, 2, 3, 4
+           ), posted AS (
+               SELECT p.through_date, d.currency, d.layer, d.account_code AS code, sum(d.dr) AS dr, sum(d.cr) AS cr
+               FROM period p JOIN day d ON d.effective_at <= p.through_date
+               GROUP BY 1, 2, 3, 4
+           )
+           SELECT 'period_close', json_build_object('through_date', through_date),
+                  'kept ' || coalesce(k.dr, 0) || ' and ' || coalesce(k.cr, 0) || ' ' || currency || ' of account ' || code
+                  || ' on ' || layer || ', the lines sum to ' || coalesce(l.dr, 0) || ' and ' || coalesce(l.cr, 0)
+           FROM kept k
+           FULL JOIN posted l USING (through_date, currency, layer, code)
+           WHERE (coalesce(k.dr, 0), coalesce(k.cr, 0)) <> (coalesce(l.dr, 0), coalesce(l.cr, 0))
+           UNION ALL
+           SELECT 'period_close', json_build_object('through_date', p.through_date), 'the totals kept are not its accounts'
+           FROM period p
+           CROSS JOIN LATERAL jsonb_array_elements(p.kept) b
+           CROSS JOIN LATERAL (SELECT sum((a ->> 'dr_balance_minor')::numeric) AS dr, sum((a ->> 'cr_balance_minor')::numeric) AS cr
+                               FROM jsonb_array_elements(b -> 'accounts') a) s
+           WHERE ((b ->> 'total_dr_minor')::numeric, (b ->> 'total_cr_minor')::numeric) IS DISTINCT FROM (s.dr, s.cr)""",
     )
 
 
@@ -500,9 +671,13 @@ CHECKS: tuple[Check, ...] = (
     entries_belong_together,
     balances_belong_together,
     terms_belong_together,
+    loans_stand_as_the_journal_says,
     keys_point_to_entries,
     reversals_mirror_once,
     settlements_settle_once,
+    settlements_move_what_they_settle,
+    returns_give_back_what_came,
+    closed_periods_stay_as_they_were,
     accruals_are_live_once,
     outbox_has_each_entry_once,
     versions_have_no_gap,

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
+from itertools import pairwise
+from operator import add
 from typing import Any
 
 from django.db.backends.utils import CursorWrapper
@@ -16,6 +18,7 @@ from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
 from ledger.events import SETTLED
+from ledger.interest import Terms, interest_by_terms, rounded
 from ledger.state import CHARGED_OFF, REFINANCED
 
 
@@ -156,7 +159,7 @@ def waterfalls(cursor: CursorWrapper, *, program_id: str) -> list[tuple[date, tu
 # before its program's, each member by itself; those of a restructure hold until it is reversed.
 _OWN_TERMS = """
     SELECT t.{member} FROM loan_terms t
-    WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at <= greatest(%(on)s, l.opened_on)
+    WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at <= greatest({on}, l.opened_on)
       AND t.{member} IS NOT NULL
       AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = t.tenant_id AND r.reverses_entry_id = t.entry_id)
     ORDER BY t.effective_at DESC, t.id DESC LIMIT 1"""
@@ -165,8 +168,9 @@ _LOAN = f"""
         SELECT l.id, l.borrower_id, l.program_id, l.currency,
                coalesce(l.ended_as, CASE WHEN l.draws > 0 AND owed.minor = 0 THEN 'paid_off' ELSE 'open' END) AS state,
                l.opened_on,
-               coalesce(({_OWN_TERMS.format(member="annual_rate_bps")}), pt.annual_rate_bps) AS annual_rate_bps,
-               coalesce(({_OWN_TERMS.format(member="day_count_convention")}), p.day_count_convention) AS day_count_convention,
+               coalesce(({_OWN_TERMS.format(member="annual_rate_bps", on="%(on)s")}), pt.annual_rate_bps) AS annual_rate_bps,
+               coalesce(({_OWN_TERMS.format(member="day_count_convention", on="%(on)s")}), p.day_count_convention)
+                   AS day_count_convention,
                l.principal_limit_minor, l.created_at, l.version
         FROM loan l
         JOIN program p ON p.tenant_id = l.tenant_id AND p.id = l.program_id
@@ -483,43 +487,200 @@ def loan_balances(
 
 # What a statement follows, in the order in which it shows them.
 STATED = ("principal", "interest", "fees", "suspense")
+_AMOUNTS = ",".join(f'"{role}_minor":"%d"' for role in STATED)
+_STATED_ENTRY = (
+    '{"journal_entry_id":"%s","event_type":"%s","effective_at":"%s","posted_at":"%s",'
+    + _AMOUNTS
+    + ',"balance":{'
+    + _AMOUNTS
+    + "}}"
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """A loan's SETTLED balances before and after some entries, and the entries: each with what it changed and the balances
-    after it. Balances between entries of one day may be below zero, those of the end of a day never are."""
+    """A loan's SETTLED balances before and after some of its entries, and the entries: what each changed, and the balances
+    after it. All three are JSON, as the API shows them. Within a day a balance may pass below zero; the day ends at zero
+    or above."""
 
     currency: str
     version: int
-    since: date
-    opening: dict[str, str]
-    entries: list[dict[str, Any]]
-    closing: dict[str, str]
+    opened_on: date
+    opening: str
+    entries: list[str]
+    closing: str
 
 
-# Lines become one row per entry, and one row of version 0 for all that lies before the entries shown.
-_STATEMENT = """
-    SELECT l.currency, l.version, span.since, e.id, e.event_type, c.effective_at::text, e.posted_at,
-           coalesce(c.principal, 0)::bigint, coalesce(c.interest, 0)::bigint, coalesce(c.fees, 0)::bigint,
-           coalesce(c.suspense, 0)::bigint
-    FROM loan l
-    CROSS JOIN LATERAL ({span} OFFSET 0) span
-    LEFT JOIN LATERAL (
-        SELECT shown.version, shown.entry_id, shown.effective_at, {sums}
-        FROM journal_line j
-        JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
-        CROSS JOIN LATERAL (
-            SELECT j.loan_version AS version, j.entry_id, j.effective_at WHERE {shown}
-            UNION ALL SELECT 0, NULL, NULL WHERE NOT {shown}) shown
-        WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
-        GROUP BY shown.version, shown.entry_id, shown.effective_at) c ON true
-    LEFT JOIN LATERAL (
-        SELECT e.id::text, e.event_type, e.posted_at FROM journal_entry e
-        WHERE e.tenant_id = l.tenant_id AND e.id = c.entry_id OFFSET 0) e ON true
-    WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s
-    ORDER BY {order}
-"""
+def statement(cursor: CursorWrapper, *, loan_id: str, since: date | None, until: date) -> Statement | None:
+    """What moved a loan from one date to another, both included, by effective date and then as it was posted. Without
+    `since` from the loan's opening on."""
+    return _stated(
+        cursor,
+        loan_id=loan_id,
+        shown="j.effective_at >= coalesce(%(since)s::date, l.opened_on)",
+        counted="j.effective_at <= %(until)s::date",
+        order="c.effective_at NULLS FIRST, c.version",
+        since=since,
+        until=until,
+    )
+
+
+def balance_changes(
+    cursor: CursorWrapper, *, loan_id: str, as_of: date, known_after: str, known_at: str
+) -> Statement | None:
+    """What was learned of a loan's balances as of a date between two instants, as it was posted."""
+    return _stated(
+        cursor,
+        loan_id=loan_id,
+        instants=f"""CROSS JOIN LATERAL (
+            SELECT {_VERSION_AT.format(at="known_after")} AS earlier, {_VERSION_AT.format(at="known_at")} AS later
+            OFFSET 0) known""",
+        shown="j.loan_version > known.earlier",
+        counted="j.loan_version <= known.later AND j.effective_at <= %(as_of)s::date",
+        order="c.version",
+        as_of=as_of,
+        known_after=known_after,
+        known_at=known_at,
+    )
+
+
+def _stated(
+    cursor: CursorWrapper, *, loan_id: str, shown: str, counted: str, order: str, instants: str = "", **params: Any
+) -> Statement | None:
+    """One statement, so that balances and entries are of one moment: the lines that are counted become a row per entry that
+    is shown, and one row of version 0 for all that lies before."""
+    sums = ", ".join(
+        f"""coalesce(sum(CASE j.direction WHEN a.normal_side THEN j.amount_minor ELSE -j.amount_minor END)
+                FILTER (WHERE a.role = '{role}'), 0)::bigint AS {role}"""
+        for role in STATED
+    )
+    rows = _rows(
+        cursor,
+        f"""SELECT l.currency, l.version, l.opened_on, c.entry_id::text, e.event_type, c.effective_at::text,
+                   to_char(e.posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
+                   {", ".join(f"c.{role}" for role in STATED)}
+            FROM loan l {instants}
+            LEFT JOIN LATERAL (
+                SELECT CASE WHEN {shown} THEN j.loan_version ELSE 0 END AS version,
+                       CASE WHEN {shown} THEN j.entry_id END AS entry_id,
+                       CASE WHEN {shown} THEN j.effective_at END AS effective_at, {sums}
+                FROM journal_line j
+                JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+                WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
+                GROUP BY 1, 2, 3) c ON true
+            LEFT JOIN LATERAL (
+                SELECT e.event_type, e.posted_at FROM journal_entry e
+                WHERE e.tenant_id = l.tenant_id AND e.id = c.entry_id OFFSET 0) e ON true
+            WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s
+            ORDER BY {order}""",
+        loan=loan_id,
+        layer=SETTLED,
+        **params,
+    )
+    if not rows:
+        return None
+    currency, version, opened_on = rows[0][:3]
+    running = opening = (0,) * len(STATED)
+    entries = []
+    for _, _, _, entry_id, kind, effective_at, posted_at, *changes in rows:
+        if changes[0] is None:
+            continue  # The loan alone: no line is counted.
+        running = tuple(map(add, running, changes))
+        if entry_id is None:
+            opening = running
+        else:
+            entries.append(_STATED_ENTRY % (entry_id, kind, effective_at, posted_at, *changes, *running))
+    return Statement(currency, version, opened_on, f"{{{_AMOUNTS % opening}}}", entries, f"{{{_AMOUNTS % running}}}")
+
+
+# --- Payoff ----------------------------------------------------------------------------------------------------------
+
+
+def payoff(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> tuple[dict[str, str], int] | None:
+    """What settles a loan at the end of a date, as the API shows it, and the loan's version. Needs a snapshot.
+
+    Interest that is not yet posted is below zero when what has been posted is too much, after a back-dated payment; it
+    then lowers the interest that is owed, and no more than that.
+    """
+    found = loan_balances(cursor, loan_id=loan_id, as_of=as_of)
+    if found is None:
+        return None
+    amounts = {role: found.by_role.get(role, 0) for role in STATED}
+    accrued = max(unposted_interest(cursor, loan_id=loan_id, through=as_of), -amounts["interest"])
+    return {
+        "loan_id": loan_id,
+        "currency": found.currency,
+        "as_of_date": as_of.isoformat(),
+        **{f"{role}_minor": str(minor) for role, minor in amounts.items()},
+        "accrued_interest_minor": str(accrued),
+        "payoff_minor": str(amounts["principal"] + amounts["interest"] + amounts["fees"] + accrued),
+    }, found.version
+
+
+def unposted_interest(cursor: CursorWrapper, *, loan_id: str, through: date) -> int:
+    """What a loan's interest through a date, as the engine counts it, is above what accruals have posted of it. Zero when a
+    client accrues. Needs a snapshot."""
+    found = _engine_terms(cursor, loan_id, through)
+    if found is None:
+        return 0
+    terms, opened_on, since = found
+    movements = _rows(
+        cursor,
+        """SELECT j.effective_at, sum(CASE j.direction WHEN a.normal_side THEN j.amount_minor ELSE -j.amount_minor END)::bigint
+           FROM journal_line j
+           JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+           WHERE j.tenant_id = %(tenant)s AND j.loan_id = %(loan)s AND j.layer = %(layer)s AND a.role = 'principal'
+             AND j.effective_at < %(through)s
+           GROUP BY j.effective_at""",
+        loan=loan_id,
+        layer=SETTLED,
+        through=through,
+    )
+    ((posted,),) = _rows(
+        cursor,
+        """SELECT coalesce(sum(x.interest_minor), 0)::bigint FROM loan_accrual x
+           WHERE x.tenant_id = %(tenant)s AND x.loan_id = %(loan)s
+             AND x.accrual_date > %(since)s AND x.accrual_date <= %(through)s
+             AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = x.tenant_id AND r.reverses_entry_id = x.entry_id)""",
+        loan=loan_id,
+        since=since,
+        through=through,
+    )
+    return rounded(interest_by_terms(movements, terms, opened_on, since, through)) - int(posted)
+
+
+def _engine_terms(cursor: CursorWrapper, loan_id: str, through: date) -> tuple[list[Terms], date, date] | None:
+    """A loan's terms up to a date, its opening, and the date from which on the engine counts: the opening, or the day before
+    the engine's first accrual when a client accrued until then. None when a client accrues on the date."""
+    rows = _rows(
+        cursor,
+        f"""SELECT change.since, pt.accrual_mode, l.opened_on,
+                   coalesce(({_OWN_TERMS.format(member="annual_rate_bps", on="change.since")}), pt.annual_rate_bps),
+                   coalesce(({_OWN_TERMS.format(member="day_count_convention", on="change.since")}), p.day_count_convention)
+            FROM loan l
+            JOIN program p ON p.tenant_id = l.tenant_id AND p.id = l.program_id
+            CROSS JOIN LATERAL (
+                SELECT l.opened_on AS since
+                UNION SELECT t.effective_at FROM program_terms t
+                WHERE t.tenant_id = l.tenant_id AND t.program_id = l.program_id AND t.effective_at > l.opened_on
+                UNION SELECT t.effective_at FROM loan_terms t
+                WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at > l.opened_on) change
+            CROSS JOIN LATERAL (
+                SELECT t.annual_rate_bps, t.accrual_mode FROM program_terms t
+                WHERE t.tenant_id = l.tenant_id AND t.program_id = l.program_id AND t.effective_at <= change.since
+                ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) pt
+            WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s AND change.since <= %(through)s
+            ORDER BY change.since""",
+        loan=loan_id,
+        through=through,
+    )
+    if not rows or rows[-1][1] != "engine":
+        return None
+    opened_on = since = rows[0][2]
+    for (_, before, *_), (day, mode, *_) in pairwise(rows):
+        if before != mode == "engine":
+            since = day - timedelta(days=1)
+    return [Terms(day, rate, convention) for day, _, _, rate, convention in rows], opened_on, since
 
 
 @dataclass(frozen=True, slots=True)

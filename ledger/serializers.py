@@ -401,10 +401,34 @@ class AsOfQuery(Request):
     as_of_date: IsoDate | UnsetType = UNSET
 
 
+class BalanceQuery(AsOfQuery):
+    known_at: Timestamp | UnsetType = UNSET
+
+
+class StatementQuery(Request):
+    from_date: IsoDate | UnsetType = UNSET
+    to_date: IsoDate | UnsetType = UNSET
+
+
+class ChangesQuery(Request):
+    from_known_at: Timestamp
+    to_known_at: Timestamp
+    as_of_date: IsoDate | UnsetType = UNSET
+
+
+class PreviewQuery(Request):
+    amount_minor: PositiveAmount
+    effective_at: IsoDate | UnsetType = UNSET
+
+
 class AccountQuery(Request):
     currency: CurrencyCode
     layer: EntryLayer | UnsetType = UNSET
     as_of_date: IsoDate | UnsetType = UNSET
+
+
+class AccountBalanceQuery(AccountQuery):
+    known_at: Timestamp | UnsetType = UNSET
 
 
 # --- Answers ---------------------------------------------------------------------------------------------------------
@@ -606,6 +630,75 @@ class LoanBalance(Answer):
     fees_receivable_minor: AmountMinor
     total_exposure_minor: Total
     last_activity_at: Timestamp | UnsetType = UNSET
+    known_at: Timestamp | UnsetType = UNSET
+
+
+class Payoff(Answer):
+    """`payoff_minor` is principal, interest, fees and accrued interest; suspense is not netted."""
+
+    loan_id: Uuid
+    currency: CurrencyCode
+    as_of_date: IsoDate
+    principal_minor: AmountMinor
+    interest_minor: AmountMinor
+    fees_minor: AmountMinor
+    suspense_minor: AmountMinor
+    accrued_interest_minor: Signed
+    payoff_minor: Total
+
+
+class AllocationPreview(Answer):
+    allocation: Allocation
+
+
+class StatementBalance(Owed):
+    """A loan's settled balances."""
+
+    suspense_minor: AmountMinor
+
+
+class StatementChange(Answer):
+    """Signed: what an entry changed, or the balance after it, which may pass below zero within a day."""
+
+    principal_minor: Signed
+    interest_minor: Signed
+    fees_minor: Signed
+    suspense_minor: Signed
+
+
+class StatementEntry(StatementChange):
+    """What an entry changed, and the balances after it."""
+
+    journal_entry_id: Uuid
+    event_type: Kind
+    effective_at: IsoDate
+    posted_at: Timestamp
+    balance: StatementChange
+
+
+class LoanStatement(Answer):
+    """By effective date, then as it was posted."""
+
+    loan_id: Uuid
+    currency: CurrencyCode
+    from_date: IsoDate
+    to_date: IsoDate
+    opening: StatementBalance
+    entries: list[StatementEntry]
+    closing: StatementBalance
+
+
+class BalanceChanges(Answer):
+    """What was known at one instant, what was posted after it until the other one, and what was known then."""
+
+    loan_id: Uuid
+    currency: CurrencyCode
+    as_of_date: IsoDate
+    from_known_at: Timestamp
+    to_known_at: Timestamp
+    opening: StatementBalance
+    entries: list[StatementEntry]
+    closing: StatementBalance
 
 
 class AccountBalance(Answer):
@@ -617,6 +710,7 @@ class AccountBalance(Answer):
     cr_balance_minor: Total
     normal_balance_minor: Signed
     account_name: str
+    known_at: Timestamp | UnsetType = UNSET
 
 
 class TrialBalanceRow(Answer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import date, datetime
 from typing import Any, ClassVar
 
 import msgspec
@@ -20,7 +21,7 @@ from hpts.openapi import Shape, View, operation
 from hpts.pagination import DEFAULT_PAGE_SIZE, page_token, position_of
 from hpts.problems import FieldProblem, InvalidPageToken, NotFound, Problem, ValidationFailed
 from hpts.rendering import answer
-from hpts.tenancy import tenant_transaction
+from hpts.tenancy import SNAPSHOT, tenant_transaction
 from hpts.views import APIViewSet, correlation_of
 from ledger import batch, queries
 from ledger import operations as ops
@@ -56,7 +57,7 @@ from ledger.errors import (
 from ledger.events import SETTLED
 from ledger.idempotency import Call, fingerprint, once, read_key
 from ledger.operations import Write
-from ledger.posting import Origin, Posting
+from ledger.posting import Origin, Posting, Touches, opened
 
 # What every posting may be refused for, and every body that moves money of a loan.
 DATED = (EffectiveDateRefused, PeriodClosed, AmountOutOfRange)
@@ -111,8 +112,8 @@ class LedgerViewSet(APIViewSet):
         return Origin(principal.tenant_id, principal.actor, correlation_of(request))
 
     @contextmanager
-    def read(self, request: Request) -> Iterator[CursorWrapper]:
-        with tenant_transaction(caller(request).tenant_id) as cursor:
+    def read(self, request: Request, *, first: str | None = None) -> Iterator[CursorWrapper]:
+        with tenant_transaction(caller(request).tenant_id, first=first) as cursor:
             yield cursor
 
     def page_scope(self, request: Request, *filters: object) -> list[str | None]:
@@ -367,6 +368,10 @@ class Loans(LedgerViewSet):
         "retrieve": "hpts:loans:read",
         "journal_entries": "hpts:ledger:read",
         "balance": "hpts:balances:read",
+        "payoff": "hpts:balances:read",
+        "allocation_preview": "hpts:balances:read",
+        "statement": "hpts:ledger:read",
+        "balance_changes": "hpts:ledger:read",
     }
 
     @posts(
@@ -429,11 +434,7 @@ class Loans(LedgerViewSet):
         """Paginated journal history for a loan."""
         query = self.query(request, shapes.HistoryQuery)
         from_date, to_date, kind = given(query.from_date), given(query.to_date), given(query.event_type)
-        if from_date is not None and to_date is not None and from_date > to_date:
-            raise ValidationFailed(
-                "One or more fields are not valid.",
-                [FieldProblem("from_date", "out_of_range", "from_date is after to_date.")],
-            )
+        _check_order("from_date", from_date, "to_date", to_date)
         size = given(query.page_size) or DEFAULT_PAGE_SIZE
         scope = self.page_scope(request, loan_id, from_date, to_date, kind)
         after = _after(given(query.page_token), scope, int)
@@ -460,7 +461,7 @@ class Loans(LedgerViewSet):
     @operation(
         "getLoanBalance",
         "balances",
-        query=shapes.AsOfQuery,
+        query=shapes.BalanceQuery,
         answer=shapes.LoanBalance,
         returns="The balance",
         etag=True,
@@ -468,12 +469,14 @@ class Loans(LedgerViewSet):
     def balance(self, request: Request, loan_id: str) -> HttpResponse:
         """What a loan owes.
 
-        Settled entries effective on or before `as_of_date`, by default today in the tenant's time zone.
+        Settled entries effective on or before `as_of_date`, by default today in the tenant's time zone; with `known_at`,
+        as the books said at that instant.
         """
-        query = self.query(request, shapes.AsOfQuery)
+        query = self.query(request, shapes.BalanceQuery)
+        known_at = given(query.known_at)
         with self.read(request) as cursor:
             as_of = given(query.as_of_date) or queries.today(cursor)
-            found = queries.loan_balances(cursor, loan_id=loan_id, as_of=as_of)
+            found = queries.loan_balances(cursor, loan_id=loan_id, as_of=as_of, known_at=known_at)
         if found is None:
             raise NotFound(f"There is no loan {loan_id}.")
         owed = {role: found.by_role.get(role, 0) for role in RECEIVABLES}
@@ -488,9 +491,106 @@ class Loans(LedgerViewSet):
         }
         if found.last_activity_at is not None:
             body["last_activity_at"] = queries.timestamp(found.last_activity_at)
+        if known_at is not None:
+            body["known_at"] = known_at
         response = answer(body)
         response["ETag"] = etag(found.version)
         return response
+
+    @operation(
+        "getLoanPayoff", "balances", query=shapes.AsOfQuery, answer=shapes.Payoff, returns="The payoff", etag=True
+    )
+    def payoff(self, request: Request, loan_id: str) -> HttpResponse:
+        """What pays a loan off.
+
+        At the end of `as_of_date`, by default today in the tenant's time zone. `accrued_interest_minor` is what the engine
+        has not yet posted through that date: "0" when a client accrues, below zero when too much has been posted.
+        """
+        query = self.query(request, shapes.AsOfQuery)
+        with self.read(request, first=SNAPSHOT) as cursor:
+            as_of = given(query.as_of_date) or queries.today(cursor)
+            found = queries.payoff(cursor, loan_id=loan_id, as_of=as_of)
+        if found is None:
+            raise NotFound(f"There is no loan {loan_id}.")
+        response = answer(found[0])
+        response["ETag"] = etag(found[1])
+        return response
+
+    @operation(
+        "previewAllocation",
+        "balances",
+        query=shapes.PreviewQuery,
+        answer=shapes.AllocationPreview,
+        returns="The allocation",
+        etag=True,
+        refuses=(*DATED, LoanStateRefuses),
+    )
+    def allocation_preview(self, request: Request, loan_id: str) -> HttpResponse:
+        """Where a payment would go.
+
+        What `POST /payments` would answer for the amount on `effective_at`, by default today, or the problem that it would
+        be refused with. Nothing is posted.
+        """
+        query = self.query(request, shapes.PreviewQuery)
+        on = given(query.effective_at)
+        with opened(self.origin(request), Touches([loan_id], since=on, mode="read")) as (posting, _):
+            assert posting is not None  # There is no key that another request could hold.
+            if loan_id not in posting.state.loans:
+                raise NotFound(f"There is no loan {loan_id}.")
+            body = ops.preview_allocation(posting, loan_id, query.amount_minor, on)
+            version = posting.state.loans[loan_id].version
+        response = answer(body)
+        response["ETag"] = etag(version)
+        return response
+
+    @operation(
+        "getLoanStatement",
+        "journal",
+        query=shapes.StatementQuery,
+        answer=shapes.LoanStatement,
+        returns="The statement",
+        etag=True,
+    )
+    def statement(self, request: Request, loan_id: str) -> HttpResponse:
+        """Statement of a loan.
+
+        Settled entries from `from_date`, by default the loan's opening, to `to_date`, by default today; what each changed,
+        and the balances before, between and after them.
+        """
+        query = self.query(request, shapes.StatementQuery)
+        from_date, to_date = given(query.from_date), given(query.to_date)
+        _check_order("from_date", from_date, "to_date", to_date)
+        with self.read(request) as cursor:
+            until = to_date or max(queries.today(cursor), from_date or date.min)
+            found = queries.statement(cursor, loan_id=loan_id, since=from_date, until=until)
+        if found is None:
+            raise NotFound(f"There is no loan {loan_id}.")
+        since = from_date or min(found.opened_on, until)
+        return _stated(found, loan_id, from_date=since.isoformat(), to_date=until.isoformat())
+
+    @operation(
+        "getLoanBalanceChanges",
+        "journal",
+        query=shapes.ChangesQuery,
+        answer=shapes.BalanceChanges,
+        returns="The changes",
+        etag=True,
+    )
+    def balance_changes(self, request: Request, loan_id: str) -> HttpResponse:
+        """Why the books say something else than before.
+
+        A loan's balances as of a date, as they were known at two instants, and the entries posted after the first one and
+        not after the second: together they are the difference.
+        """
+        query = self.query(request, shapes.ChangesQuery)
+        earlier, later = query.from_known_at, query.to_known_at
+        _check_order("from_known_at", datetime.fromisoformat(earlier), "to_known_at", datetime.fromisoformat(later))
+        with self.read(request) as cursor:
+            as_of = given(query.as_of_date) or queries.today(cursor)
+            found = queries.balance_changes(cursor, loan_id=loan_id, as_of=as_of, known_after=earlier, known_at=later)
+        if found is None:
+            raise NotFound(f"There is no loan {loan_id}.")
+        return _stated(found, loan_id, as_of_date=as_of.isoformat(), from_known_at=earlier, to_known_at=later)
 
 
 class Servicing(LedgerViewSet):
@@ -718,28 +818,36 @@ class Accounts(LedgerViewSet):
         return answer({"items": [queries.account_object(account, closed) for account, closed in found]})
 
     @operation(
-        "getAccountBalance", "balances", query=shapes.AccountQuery, answer=shapes.AccountBalance, returns="The balance"
+        "getAccountBalance",
+        "balances",
+        query=shapes.AccountBalanceQuery,
+        answer=shapes.AccountBalance,
+        returns="The balance",
     )
     def balance(self, request: Request, account_code: str) -> HttpResponse:
         """Balance of an account.
 
-        Gross debits, gross credits, and their difference on the account's normal side, which may be negative.
+        Gross debits, gross credits, and their difference on the account's normal side, which may be negative; with
+        `known_at`, as the books said at that instant.
         """
-        query = self.query(request, shapes.AccountQuery)
-        layer = given(query.layer) or SETTLED
+        query = self.query(request, shapes.AccountBalanceQuery)
+        layer, known_at = given(query.layer) or SETTLED, given(query.known_at)
         with self.read(request) as cursor:
             as_of = given(query.as_of_date) or queries.today(cursor)
-            found = queries.trial_balance(cursor, currency=query.currency, layer=layer, as_of=as_of, code=account_code)
+            found = queries.trial_balance(
+                cursor, currency=query.currency, layer=layer, as_of=as_of, code=account_code, known_at=known_at
+            )
         if not found:
             raise NotFound(f"There is no account {account_code}.")
-        return answer(
-            {
-                "currency": query.currency,
-                "layer": layer,
-                "as_of_date": as_of.isoformat(),
-                **queries.account_balance_object(found[0]),
-            }
-        )
+        body = {
+            "currency": query.currency,
+            "layer": layer,
+            "as_of_date": as_of.isoformat(),
+            **queries.account_balance_object(found[0]),
+        }
+        if known_at is not None:
+            body["known_at"] = known_at
+        return answer(body)
 
     @operation(
         "getTrialBalance",
@@ -790,6 +898,31 @@ class Periods(LedgerViewSet):
         more = len(found) > size
         tail = f',"next_page_token":"{page_token(scope, [found[size - 1][0].isoformat()])}"' if more else ""
         return answer(f'{{"items":[{",".join(body for _, body in found[:size])}]{tail}}}')
+
+
+def _check_order(first: str, earlier: date | None, second: str, later: date | None) -> None:
+    """Refuse a range that ends before it begins."""
+    if earlier is not None and later is not None and earlier > later:
+        raise ValidationFailed(
+            "One or more fields are not valid.",
+            [FieldProblem(first, "out_of_range", f"{first} is after {second}.")],
+        )
+
+
+def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse:
+    """A statement of a loan: which loan and what span, balances before, entries, balances after."""
+    response = answer(
+        {
+            "loan_id": loan_id,
+            "currency": found.currency,
+            **span,
+            "opening": msgspec.Raw(found.opening.encode()),
+            "entries": msgspec.Raw(f"[{','.join(found.entries)}]".encode()),
+            "closing": msgspec.Raw(found.closing.encode()),
+        }
+    )
+    response["ETag"] = etag(found.version)
+    return response
 
 
 def _after(token: str | None, scope: list[str | None], kind: type[Any] = str) -> Any:

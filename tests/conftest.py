@@ -190,8 +190,37 @@ class Api:
         body = {"reverses_entry_id": entry_id, "reason_code": "error_correction"} | changes
         return posted(self.post("/v1/reversals", body))
 
+    def settle_payment(self, payment: Json, on: str) -> Json:
+        path = f"/v1/payments/{payment['payment_event_id']}/settlement"
+        return posted(self.post(path, {"effective_at": on}))
+
+    def give_back(self, payment: Json, on: str, **more: Any) -> Json:
+        """The return of a payment."""
+        path = f"/v1/payments/{payment['payment_event_id']}/return"
+        return posted(self.post(path, {"effective_at": on, "return_code": "R01"} | more))
+
+    def serve(self, loan: Loan, operation: str, on: str, amount: int | None = None, **more: Any) -> Json:
+        """POST /loans/{loan_id}/`operation`, with an amount of the loan's currency when one is given."""
+        money = {} if amount is None else {"amount_minor": str(amount), "currency": loan.currency}
+        return posted(self.post(f"/v1/loans/{loan.loan_id}/{operation}", {"effective_at": on} | money | more))
+
+    def close_period(self, through: str) -> Json:
+        return posted(self.post("/v1/periods/close", {"through_date": through}))
+
     def entry(self, entry_id: str) -> Json:
         return shown(self.get(f"/v1/journal-entries/{entry_id}"))
+
+    def lines(self, entry_id: str) -> list[str]:
+        """An entry's lines as an accountant writes them; the layer only when it is not SETTLED."""
+        return [
+            f"{line['direction']} {line['account_code']} {line['amount_minor']}"
+            + ("" if line["layer"] == "SETTLED" else f" {line['layer']}")
+            for line in self.entry(entry_id)["lines"]
+        ]
+
+    def state(self, loan: Loan) -> str:
+        body: Json = shown(self.get(f"/v1/loans/{loan.loan_id}"))
+        return str(body["state"])
 
     def history(self, loan: Loan, **query: Any) -> list[Json]:
         items: list[Json] = shown(self.get(f"/v1/loans/{loan.loan_id}/journal-entries", query))["items"]
@@ -322,8 +351,9 @@ _BOOKS = """SELECT
     (SELECT count(*) FROM journal_entry), (SELECT count(*) FROM journal_line), (SELECT count(*) FROM idempotency_key),
     (SELECT count(*) FROM outbox_message), (SELECT count(*) FROM loan_accrual), (SELECT count(*) FROM program),
     (SELECT count(*) FROM program_terms), (SELECT count(*) FROM loan_terms),
-    (SELECT array_agg((code, closed_at) ORDER BY code)::text FROM gl_account),
-    (SELECT array_agg((id, version, last_effective_at, last_posted_at) ORDER BY id)::text FROM loan),
+    (SELECT count(*) FROM period_close),
+    (SELECT array_agg((code, name, closed_at, closure_reason) ORDER BY code)::text FROM gl_account),
+    (SELECT array_agg((id, version, last_effective_at, last_posted_at, draws, ended_as) ORDER BY id)::text FROM loan),
     (SELECT array_agg((loan_id, account_code, layer, balance_minor) ORDER BY loan_id, account_code, layer)::text
      FROM loan_balance)"""
 

@@ -16,6 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
+import msgspec
 import psycopg
 import pytest
 from django.db import connections
@@ -24,7 +25,8 @@ from psycopg import sql
 from hpts import embedded
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
-from ledger import masters
+from ledger import masters, operations
+from ledger import serializers as shapes
 from ledger.chart import CONSUMER_LENDING, Chart
 from ledger.events import (
     PENDING,
@@ -40,7 +42,8 @@ from ledger.events import (
     Reversal,
 )
 from ledger.idempotency import Answer, Call, fingerprint, once
-from ledger.posting import Origin, Posted, Posting, Touches, post
+from ledger.operations import Write
+from ledger.posting import Origin, Posted, Posting, Touches, opened, post, with_retries
 from ledger.state import EntryState, LoanState, State
 from tests.conftest import Loan
 
@@ -232,6 +235,22 @@ class Books:
             return {"journal_entry_id": entry.journal_entry_id, "posted_at": entry.posted_at}
 
         return once(call, Touches.of(event), work)
+
+    def run(self, write: Write[Any], body: msgspec.Struct, **path: str) -> Mapping[str, Any]:
+        """An operation of the API without a key, in a transaction of its own."""
+
+        def attempt() -> Mapping[str, Any]:
+            with opened(self.origin, write.touches(body, path)) as (posting, _):
+                assert posting is not None
+                members = write.run(posting, body, path)
+                posting.record()
+                return members
+
+        return with_retries(attempt)
+
+    def close(self, through: str) -> Mapping[str, Any]:
+        """Close the books through a date."""
+        return self.run(operations.close_period, shapes.NewPeriodClose(through_date=date.fromisoformat(through)))  # type: ignore[arg-type]
 
     # Readings
 

@@ -168,7 +168,7 @@ def test_the_key_the_answer_and_the_entry_are_one_transaction(books: Books) -> N
 def running(books: Books, key: str, event: Event) -> Iterator[psycopg.Connection[Any]]:
     """A request of another process that has taken its key and locked its loan, and is not done."""
     with session("app") as connection:
-        params = (books.tenant_id, key, "{" + ",".join(event.loan_ids) + "}", None, event.effective_at, None)
+        params = (books.tenant_id, key, "{" + ",".join(event.loan_ids) + "}", None, event.effective_at, None, "post")
         row = connection.execute(OPEN, params).fetchone()
         assert row is not None
         assert row[0] is True

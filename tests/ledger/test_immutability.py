@@ -39,6 +39,7 @@ APPEND_ONLY = [
     "loan_accrual",
     "idempotency_key",
     "outbox_message",
+    "period_close",
 ]
 MOVING = {
     "tenant": set(),
@@ -78,6 +79,7 @@ def full() -> Books:
     books.post(books.accrual("2025-02-10", (books.loan, 100_000, 500)))
     books.once(f"key-{uuid.uuid4()}", books.payment(books.loan, 700, "2025-02-12", ref="r"))
     books.post(books.settlement(lent.journal_entry_id, "2025-02-13"))
+    books.close("2025-01-31")
     assert all(count > 0 for count, _ in contents(books.tenant_id).values())
     return books
 
@@ -141,6 +143,7 @@ def test_no_row_is_changed_on_the_way_of_an_insert_or_a_merge(full: Books, table
         "loan_accrual": "tenant_id, loan_id, accrual_date, revision",
         "idempotency_key": "tenant_id, key",
         "outbox_message": "tenant_id, created_xid, entry_id",
+        "period_close": "tenant_id, through_date",
     }[table]
     statements = [
         f"INSERT INTO {table} SELECT * FROM {table} ON CONFLICT ({key}) DO UPDATE SET tenant_id = excluded.tenant_id",

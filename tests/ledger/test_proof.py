@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import date
 from typing import Any, NamedTuple
 
 import environ
@@ -17,8 +18,18 @@ from django.db import connections, transaction
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import tenant_transaction
-from ledger import proof
-from ledger.events import PENDING, Line
+from ledger import operations, proof
+from ledger.events import (
+    PENDING,
+    ChargeOff,
+    FeeAssessed,
+    Line,
+    PaymentReturned,
+    PaymentSettled,
+    Refinance,
+    SuspenseAllocated,
+)
+from ledger.serializers import NewReplan, NewRestructure
 from tests.ledger.conftest import URLS, Books, new_key, open_books, tenant_tables
 
 UNKNOWN = "00000000-0000-4000-8000-00000000dead"
@@ -53,9 +64,13 @@ def story(open_database: None) -> Story:
     fee = books.post(books.fee(lent, 70, "2025-02-21"))
     books.post(books.disbursement(other, 5_000, "2025-03-01", PENDING))
     books.post(books.adjustment("2025-03-02", Line("1000", "DR", 900, "USD"), Line("3000", "CR", 900, "USD")))
-    names = {
+    serviced = _serviced(books)
+    books.close("2025-01-31")
+    books.close("2025-03-31")
+    names = serviced | {
         "tenant": books.tenant_id,
         "stranger": open_books().tenant_id,
+        "january": "2025-01-31",
         "program": books.program_id,
         "loan": lent.loan_id,
         "other": other.loan_id,
@@ -71,6 +86,51 @@ def story(open_database: None) -> Story:
         "unknown": UNKNOWN,
     }
     return Story(books, names)
+
+
+def _serviced(books: Books) -> dict[str, str]:
+    """Five more loans: charged off; refinanced, into another; with announced money, a return and a replan; restructured."""
+    lost, old, moneyed, changed = (books.open_loan() for _ in range(4))
+    new = books.open_loan(borrower_id=old.borrower_id)
+    day = {"effective_at": date(2025, 2, 20)}
+    books.post(books.disbursement(lost, 1_000, "2025-02-01"))
+    gone = books.post(ChargeOff(loan_id=lost.loan_id, **day))
+    books.post(books.disbursement(old, 2_000, "2025-02-01"))
+    paid_off = books.post(Refinance(loan_id=old.loan_id, new_loan_id=new.loan_id, cash_out_minor=5, **day))
+    announced = books.post(books.payment(moneyed, 500, "2025-02-01", PENDING))
+    came = books.post(PaymentSettled(payment_event_id=announced.journal_entry_id, **day))
+    waiting = books.post(books.payment(moneyed, 300, "2025-02-02"))
+    books.post(books.disbursement(moneyed, 10_000, "2025-02-03"))
+    met = books.post(SuspenseAllocated(loan_id=moneyed.loan_id, amount_minor=600, currency="USD", **day))
+    late = books.post(books.payment(moneyed, 100, "2025-02-05"))
+    back = books.post(PaymentReturned(payment_event_id=waiting.journal_entry_id, return_code="R01", **day))
+    lost_again = books.post(books.payment(moneyed, 7, "2025-02-06", PENDING))
+    books.post(PaymentReturned(payment_event_id=lost_again.journal_entry_id, return_code="R02", **day))
+    # Put back and allocated anew: a fee has come before it.
+    books.post(FeeAssessed(loan_id=moneyed.loan_id, amount_minor=40, currency="USD", effective_at=date(2025, 2, 4)))
+    replan = NewReplan(from_date=date(2025, 2, 5))
+    planned = books.run(operations.replan_loan, replan, loan_id=moneyed.loan_id)
+    replan.plan_hash = planned["plan_hash"]
+    put_back, _ = books.run(operations.replan_loan, replan, loan_id=moneyed.loan_id)["journal_entry_ids"]
+    books.post(FeeAssessed(loan_id=changed.loan_id, amount_minor=30, currency="USD", effective_at=date(2025, 2, 4)))
+    terms = NewRestructure(effective_at=date(2025, 3, 1), annual_rate_bps=300, capitalise_fees=True)
+    restructured = books.run(operations.restructure_loan, terms, loan_id=changed.loan_id)
+    return {
+        "lost": lost.loan_id,
+        "chargeoff": gone.journal_entry_id,
+        "old": old.loan_id,
+        "new": new.loan_id,
+        "refinance": paid_off.journal_entry_id,
+        "announced": announced.journal_entry_id,
+        "came": came.journal_entry_id,
+        "waiting": waiting.journal_entry_id,
+        "met": met.journal_entry_id,
+        "late": late.journal_entry_id,
+        "return": back.journal_entry_id,
+        "put_back": put_back,
+        "changed": changed.loan_id,
+        "restructure": restructured["journal_entry_id"],
+    }
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -370,6 +430,45 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
         {"entries_belong_together"},
         "loan",
     ),
+    # What a loan is
+    "a loan says that it was lent once more": (
+        f"UPDATE loan SET draws = draws + 1 {OF} id = %(loan)s",
+        {"loans_stand_as_the_journal_says"},
+        "loan",
+    ),
+    "a loan forgets that it was lent": (
+        f"UPDATE loan SET draws = 0 {OF} id = %(new)s",
+        {"loans_stand_as_the_journal_says"},
+        "new",
+    ),
+    "a loan says that it was charged off": (
+        f"UPDATE loan SET ended_as = 'charged_off' {OF} id = %(loan)s",
+        {"loans_stand_as_the_journal_says"},
+        "loan",
+    ),
+    "a charged-off loan is open again": (
+        f"UPDATE loan SET ended_as = NULL {OF} id = %(lost)s",
+        {"loans_stand_as_the_journal_says"},
+        "lost",
+    ),
+    "a refinanced loan says that it was charged off": (
+        f"UPDATE loan SET ended_as = 'charged_off' {OF} id = %(old)s",
+        {"loans_stand_as_the_journal_says"},
+        "old",
+    ),
+    "the new loan is the one that is refinanced": (
+        (
+            f"UPDATE loan SET ended_as = NULL {OF} id = %(old)s;"
+            f"UPDATE loan SET ended_as = 'refinanced' {OF} id = %(new)s"
+        ),
+        {"loans_stand_as_the_journal_says"},
+        "new",
+    ),
+    "a charge-off becomes a reversal of itself": (
+        f"{E} event_type = 'reversal' {OF} id = %(chargeoff)s",
+        {"loans_stand_as_the_journal_says", "reversals_mirror_once"},
+        "lost",
+    ),
     # Masters
     "a program is deleted": (
         f"DELETE FROM program {OF} id = %(program)s",
@@ -385,6 +484,21 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
         f"UPDATE loan_terms SET loan_id = %(unknown)s {OF} loan_id = %(own_rate)s",
         {"terms_belong_together"},
         "unknown",
+    ),
+    "terms came with another entry than a restructure": (
+        f"UPDATE loan_terms SET entry_id = %(fee)s {OF} loan_id = %(changed)s",
+        {"terms_belong_together"},
+        "changed",
+    ),
+    "terms hold from another date than their restructure": (
+        f"UPDATE loan_terms SET effective_at = '2025-02-01' {OF} loan_id = %(changed)s",
+        {"terms_belong_together"},
+        "changed",
+    ),
+    "terms came with another loan's restructure": (
+        f"UPDATE loan_terms SET entry_id = %(restructure)s {OF} loan_id = %(own_rate)s",
+        {"terms_belong_together"},
+        "own_rate",
     ),
     "an account is deleted": (
         f"DELETE FROM gl_account {OF} code = '1100'",
@@ -459,6 +573,121 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
         f"{E} reverses_entry_id = %(disbursement)s {OF} id = %(reversal)s",
         {"settlements_settle_once", "reversals_mirror_once"},
         "disbursement",
+    ),
+    "a settled payment is reversed as well": (
+        f"{E} reverses_entry_id = %(announced)s {OF} id = %(reversal)s",
+        {"settlements_settle_once", "reversals_mirror_once"},
+        "announced",
+    ),
+    "a settled payment is returned in the place of its settlement": (
+        f"{E} reverses_entry_id = %(announced)s {OF} id = %(return)s",
+        {"settlements_settle_once", "returns_give_back_what_came"},
+        "announced",
+    ),
+    "a settlement of a payment is reversed": (
+        f"{E} reverses_entry_id = %(came)s {OF} id = %(reversal)s",
+        {"reversals_mirror_once"},
+        "reversal",
+    ),
+    "a settlement settles an allocation": (
+        f"{E} settles_entry_id = %(met)s {OF} id = %(came)s",
+        {"settlements_settle_once"},
+        "came",
+    ),
+    "a settlement leaves the announcement where it is": (
+        f"{L} amount_minor = amount_minor - 1 {OF} entry_id = %(came)s AND layer = 'PENDING'",
+        {"settlements_move_what_they_settle", "balances_match_lines"},
+        "came",
+    ),
+    "a settlement settles for less": (
+        f"{L} amount_minor = amount_minor - 1 {OF} entry_id = %(came)s AND layer = 'SETTLED'",
+        {"settlements_move_what_they_settle"},
+        "came",
+    ),
+    "a disbursement settles for more": (
+        f"{L} amount_minor = amount_minor + 1 {OF} entry_id = %(settlement)s",
+        {"settlements_move_what_they_settle"},
+        "settlement",
+    ),
+    "a replan puts back less than was given": (
+        f"{L} amount_minor = amount_minor - 1 {OF} entry_id = %(put_back)s",
+        {"settlements_move_what_they_settle"},
+        "put_back",
+    ),
+    "a return forgets what it returns": (
+        f"{E} reverses_entry_id = NULL {OF} id = %(return)s",
+        {"returns_give_back_what_came", "reversals_mirror_once"},
+        "return",
+    ),
+    "a return returns a disbursement": (
+        f"{E} reverses_entry_id = %(disbursement)s {OF} id = %(return)s",
+        {"returns_give_back_what_came"},
+        "return",
+    ),
+    "a return returns another loan's payment": (
+        f"{E} reverses_entry_id = %(payment)s {OF} id = %(return)s",
+        {"returns_give_back_what_came"},
+        "return",
+    ),
+    "a return keeps some of the money": (
+        f"{L} amount_minor = amount_minor - 1 {OF} entry_id = %(return)s AND account_code = '1000'",
+        {"returns_give_back_what_came", "entries_balance"},
+        "return",
+    ),
+    "a return does not say what it took back": (
+        f"{E} facts = facts - 'undone' {OF} id = %(return)s",
+        {"returns_give_back_what_came"},
+        "return",
+    ),
+    "a return says that it took back what another return gave": (
+        f"{E} facts = jsonb_set(facts, '{{undone}}', jsonb_build_object(%(late)s::text, '100')) {OF} id = %(return)s",
+        {"returns_give_back_what_came"},
+        "late",
+    ),
+    "an allocation that was taken back in part is reversed as well": (
+        f"{E} reverses_entry_id = %(met)s {OF} id = %(reversal)s",
+        {"returns_give_back_what_came", "reversals_mirror_once"},
+        "met",
+    ),
+    "an allocation is smaller than what was taken back of it": (
+        f"{L} amount_minor = 99 {OF} entry_id = %(met)s",
+        {"returns_give_back_what_came", "balances_match_lines"},
+        "met",
+    ),
+    "an entry moves into a closed period": (
+        (
+            f"{E} effective_at = '2025-01-20' {OF} id = %(payment)s;"
+            f"{L} effective_at = '2025-01-20' {OF} entry_id = %(payment)s"
+        ),
+        {"closed_periods_stay_as_they_were"},
+        "january",
+    ),
+    "an entry moves out of a closed period": (
+        (
+            f"{E} effective_at = '2025-02-09' {OF} id = %(disbursement)s;"
+            f"{L} effective_at = '2025-02-09' {OF} entry_id = %(disbursement)s"
+        ),
+        {"closed_periods_stay_as_they_were"},
+        "january",
+    ),
+    "a kept trial balance says another amount": (
+        f"UPDATE period_close SET trial_balances = replace(trial_balances, '100000', '100001') {OF} through_date = '2025-01-31'",
+        {"closed_periods_stay_as_they_were"},
+        "january",
+    ),
+    "a kept trial balance has another total": (
+        (
+            "UPDATE period_close SET trial_balances = "
+            "regexp_replace(trial_balances, '\"total_dr_minor\":\"[0-9]+\"', '\"total_dr_minor\":\"7\"') "
+            f"{OF} through_date = '2025-01-31'"
+        ),
+        {"closed_periods_stay_as_they_were"},
+        "january",
+    ),
+    "a kept trial balance is no JSON": (
+        f"UPDATE period_close SET trial_balances = 'lost' {OF} through_date = '2025-01-31'",
+        {"closed_periods_stay_as_they_were"},
+        "january",
     ),
     "an accrual is forgotten": (
         f"DELETE FROM loan_accrual {OF} entry_id = %(accrual)s",

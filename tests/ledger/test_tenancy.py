@@ -287,18 +287,26 @@ def test_row_security_alone_shows_one_tenant(books: Books, other_books: Books) -
 def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) -> None:
     """Every question of ledger/queries.py, asked by a superuser, whom no row security binds: the answer is the same."""
     loan_id = books.loan.loan_id
+    ours_and_theirs = [{"loan_id": of} for of in (loan_id, other_books.loan.loan_id)]
     ((entry_id,),) = books.rows("SELECT id::text FROM journal_entry ORDER BY posted_at LIMIT 1")
+    for own in (books, other_books):
+        own.close("2025-01-05")
     day, later = date(2025, 2, 1), date(2025, 12, 31)
     pages: dict[str, Any] = {"after": None, "limit": 50}
     asked: dict[str, list[dict[str, Any]]] = {
         "today": [{}],
         "read_chart": [{}],
         "accounts": [{}],
+        "books": [{}],
+        "closed_periods": [{"before": None, "limit": 50}, {"before": "2025-01-06", "limit": 50}],
         "program": [{"program_id": books.program_id, "on": day}, {"program_id": other_books.program_id, "on": day}],
         "programs": [{"on": day} | pages],
         "loan": [{"loan_id": loan_id, "on": day}, {"loan_id": other_books.loan.loan_id, "on": day}],
         "loans": [{"on": day, "program_id": None, "borrower_id": None, "state": None} | pages],
-        "loan_version": [{"loan_id": loan_id}, {"loan_id": other_books.loan.loan_id}],
+        "loan_version": ours_and_theirs,
+        "payment_entries": ours_and_theirs,
+        "suspense_allocations": ours_and_theirs,
+        "has_recovery": ours_and_theirs,
         "entry": [{"entry_id": entry_id}],
         "history": [
             {"loan_id": of, "from_date": None, "to_date": None, "kind": None, "after": 0, "limit": 50}

@@ -123,6 +123,9 @@ METADATA: list[Any] = [
     ],
 ]
 RATES: list[Any] = [None, True, "5", "", 5.0, 4.5, -1, 100_001, 2**63, 10**30, 1e300, [], [5], {}]
+FLAGS: list[Any] = [None, 0, 1, "true", "false", "True", "yes", "", [], {}, [True], 1.0]
+RETURN_CODES = ["r01", "R 1", "R01 ", " R01", "R01\n", "R-01", "R.01", "R0\u0661", "\uff32\uff10\uff11", "R" * 17, "É1"]
+PLAN_HASHES = ["0" * 63, "0" * 65, "A" * 64, "g" * 64, "0" * 64 + "\n", "0x" + "0" * 62, "\u0660" * 64]
 LISTS: list[Any] = [None, True, "", "x", 5, {}, {"0": {}}, {"length": 2}]
 ITEMS: list[Any] = [None, True, "", "x", 5, [], [{}]]
 
@@ -147,6 +150,14 @@ def bad_values(kind: Any) -> list[Any]:
         return NOT_TEXT + NEVER_TEXT + CONTROLS + ["x" * (kind.longest + 1)]
     if issubclass(kind, fields.Metadata):
         return METADATA
+    if issubclass(kind, fields.Flag):
+        return FLAGS
+    if issubclass(kind, shapes.ReturnCode):
+        return NOT_TEXT + NEVER_TEXT + RETURN_CODES
+    if issubclass(kind, shapes.PlanHash):
+        return NOT_TEXT + NEVER_TEXT + PLAN_HASHES
+    if issubclass(kind, shapes.JsonObject):
+        return [value for value in ITEMS if value != {}]
     if issubclass(kind, shapes.RateBps):
         return RATES
     if issubclass(kind, shapes.Waterfall):
@@ -175,6 +186,8 @@ def members(shape: type, path: str = "") -> Iterator[tuple[str, Any]]:
             (item,) = typing.get_args(kind)
             yield f"{path}{name}.0", item
             yield from members(item, f"{path}{name}.0.")
+        elif issubclass(kind, msgspec.Struct):
+            yield from members(kind, f"{path}{name}.")
 
 
 ATTACKED = [(write, path, kind) for write in WRITES for path, kind in members(write.shape)]
@@ -210,9 +223,12 @@ def required(shape: Any, path: str = "") -> Iterator[str]:
     hints = typing.get_type_hints(shape)
     for field in msgspec.structs.fields(shape):
         if field.required:
+            hint = hints[field.name]
             yield f"{path}{field.name}"
-            if typing.get_origin(hints[field.name]) is list:
-                yield from required(typing.get_args(hints[field.name])[0], f"{path}{field.name}.0.")
+            if typing.get_origin(hint) is list:
+                yield from required(typing.get_args(hint)[0], f"{path}{field.name}.0.")
+            elif issubclass(hint, msgspec.Struct):
+                yield from required(hint, f"{path}{field.name}.")
 
 
 def test_the_table_would_notice_an_unknown_type() -> None:

@@ -303,7 +303,7 @@ def test_a_refused_attempt_leaves_its_key_free(write: Write, prepared: Prepared,
     for place, (status, code) in write.ids.items():
         unknown = with_value(body, place, "00000000-0000-0000-0000-000000000000")
         refused(api.post(path, unknown, key=key), status, code)
-    for name in body.keys() & {"effective_at", "accrual_date"}:
+    for name in body.keys() & {"effective_at", "accrual_date", "from_date", "through_date"}:
         refused(api.post(path, body | {name: tomorrow}, key=key), 422, "effective_date_refused")
     posted(api.post(path, body, key=key))
 

@@ -51,7 +51,7 @@ PROBES: dict[str, Probe] = {
     "/v1/loans/{}/balance": _loan,
     "/v1/accounts/{}/balance?currency=USD": _own_account,
 }
-LISTS = ["/v1/programs", "/v1/loans", "/v1/accounts", "/v1/trial-balance?currency=USD"]
+LISTS = ["/v1/programs", "/v1/loans", "/v1/accounts", "/v1/trial-balance?currency=USD", "/v1/periods"]
 
 
 def test_every_read_has_a_probe() -> None:
@@ -84,10 +84,12 @@ def test_a_row_of_another_tenant_answers_exactly_like_none(acme: Lender, zenith:
 def test_a_list_holds_no_row_of_another_tenant(acme: Lender, zenith: Lender, path: str) -> None:
     for lender in (acme, zenith):
         lender.api.pay(lender.loan, 5, "2026-01-05")
+        lender.api.close_period("2026-01-01")
     _own_account(zenith)
     bare, _, query = path.partition("?")
     before = shown(acme.api.call("GET", bare, QUERY_STRING=query))
     zenith.api.pay(zenith.loan, 7, "2026-01-05")
+    zenith.api.close_period("2026-01-02")
     zenith.open_loan()
     zenith.open_program()
     assert shown(acme.api.call("GET", bare, QUERY_STRING=query)) == before

@@ -14,7 +14,7 @@ from django.urls import get_resolver
 
 from hpts import oauth
 from tests.conftest import ALL_SCOPES, Api, Json, Lender, new_key, payment_of, posted, refused
-from tests.ledger.api.conftest import WRITES, Write, with_value
+from tests.ledger.api.conftest import OF_THE_LOAN, WRITES, Write, with_value
 
 UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 TIMESTAMP = re.compile(r"20[0-9]{2}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]+)?Z")
@@ -38,7 +38,7 @@ def test_it_works(write: Write, prepared: Prepared, api: Api) -> None:
     for name, value in json.loads(answer.content).items():
         if name.endswith("_id"):
             assert UUID.fullmatch(value), name
-        if name in ("posted_at", "created_at"):
+        if name in ("posted_at", "created_at", "closed_at"):
             assert TIMESTAMP.fullmatch(value), name
 
 
@@ -137,7 +137,7 @@ def test_an_id_of_another_tenant_answers_exactly_like_an_unknown_one(
         assert answers[0] == answers[1], place
     # A path that names nothing is the same path for everyone.
     if foreign_path != path:
-        unknown_path = UUID.sub(str(uuid.uuid4()), path)
+        unknown_path = re.sub("/accounts/[0-9]{4}/", "/accounts/9998/", UUID.sub(str(uuid.uuid4()), path))
         with nothing_moves():
             answers = [_blind(acme.api, name, body, 404, "not_found") for name in (foreign_path, unknown_path)]
         assert answers[0] == answers[1]
@@ -153,7 +153,7 @@ def _blind(api: Api, path: str, body: Json, status: int, code: str) -> tuple[str
     """The answer without what must differ: ids. With the names of its headers."""
     answer = api.post(path, body)
     refused(answer, status, code)
-    return UUID.sub("an-id", answer.content.decode()), sorted(answer.headers)
+    return re.sub(f"{UUID.pattern}|account [0-9]{{4}}", "an-id", answer.content.decode()), sorted(answer.headers)
 
 
 def test_the_token_alone_says_whose_books_are_meant(write: Write, acme: Lender, zenith: Lender) -> None:
@@ -171,6 +171,33 @@ def test_a_clients_own_ids_are_its_own_affair(acme: Lender, zenith: Lender) -> N
         posted(lender.api.post("/v1/programs", terms | {"program_id": name}))
         opened = {"borrower_id": name, "program_id": name, "opened_on": "2026-01-01", "loan_id": name}
         posted(lender.api.post("/v1/loans", opened))
+
+
+# --- The version of the loan -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("write", OF_THE_LOAN, ids=str)
+def test_a_write_about_a_loan_needs_the_version_that_it_names(
+    write: Write, acme: Lender, nothing_moves: Unmoved
+) -> None:
+    """If-Match: what the client has seen of the loan must still be true. The answer brings the loan's new version."""
+    path, body = write.prepare(acme)
+    seen = acme.api.get(f"/v1/loans/{acme.loan.loan_id}").headers["ETag"]
+    with nothing_moves():
+        for stale in ('"none"', f'"{int(seen[1:-1]) + 1}"', "", f"W/{seen}"):
+            refused(acme.api.post(path, body, headers={"If-Match": stale}), 412, "loan_changed")
+    answer = acme.api.post(path, body, headers={"If-Match": f'"none", {seen}'})
+    posted(answer)
+    assert answer.headers["ETag"] == acme.api.get(f"/v1/loans/{acme.loan.loan_id}").headers["ETag"] != seen
+
+
+def test_any_version_will_do_for_a_star(write: Write, prepared: Prepared, api: Api) -> None:
+    posted(api.post(*prepared, headers={"If-Match": "*"}))
+
+
+@pytest.mark.parametrize("write", [write for write in WRITES if not write.of_the_loan], ids=str)
+def test_a_write_that_is_not_about_one_loan_asks_for_no_version(write: Write, acme: Lender) -> None:
+    posted(acme.api.post(*write.prepare(acme), headers={"If-Match": '"none"'}))
 
 
 # --- The order of checks ---------------------------------------------------------------------------------------------
@@ -202,7 +229,8 @@ def test_checks_come_in_their_order(write: Write, acme: Lender, nothing_moves: U
         wrong["method"] = "POST"
         step(401, "invalid_token")
         wrong["scopes"] = ["hpts:reconciliation:read"]
-        step(403, "insufficient_scope")
+        if not write.scope_of_its_items:
+            step(403, "insufficient_scope")
         wrong["scopes"] = ALL_SCOPES
         step(413, "payload_too_large")
         del wrong["CONTENT_LENGTH"]
