@@ -1,7 +1,8 @@
 """The tables of the books: data and constraints, no procedure.
 
-Django declares tables and row-local constraints here; composite keys, row security, triggers (and what entries and lines
-must be by themselves), grants and the two functions of the write path are the numbered `.sql` files beside the migrations. Rows of the journal are written by
+Django declares tables and row-local constraints here; composite keys, row security, triggers, grants and the two functions
+of the write path are the numbered `.sql` files beside the migrations. What an entry or a line must be by itself is there
+too (migrations/0002_walls.sql), because a CHECK costs every posting more than a trigger. Rows of the journal are written by
 `record_posting` (migrations/0003_posting.sql) alone; the models are for reading.
 Ids are UUIDs, keys start with `tenant_id`, amounts are positive integers in the currency's minor unit (BIGINT).
 """

@@ -193,6 +193,13 @@ def _fewer_than_said(draft: Draft) -> None:
     draft.header["line_count"] = 6
 
 
+def _lines_of_no_entry_beside_it(draft: Draft) -> None:
+    """The entry by itself is whole and sound; two balanced lines of an unknown one come in the same statement."""
+    draft.header["line_count"] = len(draft.lines)
+    for sequence, line in enumerate(_late_pair(draft), 1):
+        line.update(entry_id=UNKNOWN, sequence=sequence)
+
+
 def _balanced_across_currencies(draft: Draft) -> None:
     draft.lines[1]["currency"] = "EUR"
 
@@ -270,6 +277,7 @@ MALFORMED = {
     "one line": Malformed(_one_line, ("23514", "journal_entry_line_count"), ("23514", "journal_entry_line_count")),
     "one line that says two": Malformed(_one_line_that_says_two, ("HP002", "journal_line_sealed"), None),
     "fewer lines than said": Malformed(_fewer_than_said, ("HP002", "journal_line_sealed"), None),
+    "lines of no entry beside it": Malformed(_lines_of_no_entry_beside_it, ("HP002", "journal_line_sealed"), None),
     "header without lines": Malformed(
         _no_lines, ("HP002", "journal_entry_whole"), ("23514", "journal_entry_line_count")
     ),
@@ -355,6 +363,9 @@ MALFORMED = {
     "a loan's version that is skipped": Malformed(_version_skipped, None, ("HP007", "loan_version_moved")),
     "a loan without a version": Malformed(
         _line(2, loan_version=None), ("23514", "journal_line_loan"), ("23514", "journal_line_loan")
+    ),
+    "a version without a loan": Malformed(
+        _line(0, loan_version=1), ("23514", "journal_line_loan"), ("23514", "journal_line_loan")
     ),
     "its own reversal": Malformed(
         _its_own_reversal,
@@ -548,6 +559,42 @@ def test_a_copied_row_meets_the_walls(books: Books) -> None:
                 copy.write_row([*row, hashlib.sha256(b"{}").digest(), now])
 
 
+@pytest.mark.parametrize("role", ["owner", "superuser"])
+def test_lines_of_an_entry_that_is_not_there_are_refused(books: Books, role: str) -> None:
+    """No foreign key says so: the wall itself looks for the header, also when foreign keys are silenced."""
+    draft = Draft(books)
+    with (
+        nothing_changes(books),
+        refused("HP002", "journal_line_sealed"),
+        session(role, books.tenant_id, replica=role == "superuser") as connection,
+    ):
+        connection.execute(INSERT_LINES, (json.dumps(draft.lines),))
+
+
+def test_one_statement_may_bring_two_entries_when_both_are_sound(books: Books) -> None:
+    """The wall's short look is about one entry; with two it looks in full, and finds the one that does not balance."""
+    both = INSERT_ENTRY.replace("VALUES (%(tenant_id)s, %(id)s,", "SELECT %(tenant_id)s, one,").replace(
+        "coalesce(%(created_xid)s::xid8, pg_current_xact_id()))",
+        "coalesce(%(created_xid)s::xid8, pg_current_xact_id()) FROM unnest(%(ids)s::uuid[]) AS one",
+    )
+    for spoilt in (True, False):
+        first, second = Draft(books), Draft(books)
+        second.lines = second.lines[:2]
+        first.lines = first.lines[:2]
+        second.lines[1]["amount_minor"] -= spoilt
+        ids = [first.header["id"], second.header["id"]]
+        first.header["line_count"] = 2
+        first.lines += second.lines
+        before = books.entries()
+        with session("owner", books.tenant_id) as connection:
+            if spoilt:
+                with nothing_changes(books), refused("HP003", "journal_line_balanced"):
+                    first.insert(connection, both, {"ids": ids})
+            else:
+                first.insert(connection, both, {"ids": ids})
+        assert books.entries() == before + (0 if spoilt else 2)
+
+
 # --- Row security must not blind a wall ------------------------------------------------------------------------------
 
 
@@ -575,8 +622,7 @@ def test_an_entry_whose_header_row_security_hides_from_the_wall_is_refused(books
 def test_late_lines_whose_header_row_security_hides_from_the_wall_are_refused(
     books: Books, other_books: Books, shape: str
 ) -> None:
-    """A comparison with `<>` would become NULL here, which refuses nothing; IS DISTINCT FROM refuses. The foreign key lets
-    these lines pass, because foreign keys look behind row security."""
+    """A comparison with `<>` would become NULL here, which refuses nothing; IS DISTINCT FROM refuses."""
     draft = Draft(books)
     with session("owner", books.tenant_id) as connection:
         draft.insert(connection)
