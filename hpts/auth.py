@@ -326,12 +326,18 @@ class BearerToken(BaseAuthentication):
         return "Bearer"
 
 
+# The scope of an operation that runs others: each of them asks for its own.
+OF_ITS_ITEMS = ""
+
+
 class HasScope(BasePermission):
     """The scope that a view declares: in `scopes` by action, or `required_scope` for the whole view."""
 
     def has_permission(self, request: Request, view: APIView) -> bool:
         action = getattr(view, "action", None)
-        needed = getattr(view, "scopes", {}).get(action) or getattr(view, "required_scope", None)
+        needed = getattr(view, "scopes", {}).get(action, getattr(view, "required_scope", None))
+        if needed == OF_ITS_ITEMS:
+            return True
         if needed is None:
             raise ImproperlyConfigured(f"{type(view).__name__} declares no scope for the action {action!r}.")
         if not oauth.covers(caller(request).scopes, needed):

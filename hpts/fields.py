@@ -163,6 +163,18 @@ class PositiveAmount(AmountMinor):
     least = 1
 
 
+class Flag(int, Wire):
+    """true or false."""
+
+    schema = {"type": "boolean"}
+
+    @classmethod
+    def parse(cls, value: object) -> Any:
+        if type(value) is not bool:
+            raise FieldError("invalid_type", "true or false is expected.")
+        return value
+
+
 class IsoDate(date, Wire):
     """A calendar date, YYYY-MM-DD."""
 

@@ -27,6 +27,7 @@ from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ComponentRegistry, ResolvedComponent
 
 from hpts import fields, problems
+from hpts.auth import OF_ITS_ITEMS
 from hpts.oauth import ADMIN
 from hpts.rendering import answer as json_answer
 from hpts.views import only_get
@@ -169,6 +170,8 @@ def _described(
         needed = ADMIN + "*"
         description += f"\n\nNeeds the scope `{scope}`, or `{needed}`."
         described["x-scope"] = scope
+    if scope == OF_ITS_ITEMS:
+        description += "\n\nNeeds the scope of each operation that it runs."
     if description.strip():
         described["description"] = description.strip()
     if parameters := _parameters(declared, method, route, registry):
@@ -183,7 +186,7 @@ def _described(
     if scope is not None:
         described["responses"] |= _problems(_refusals(declared, method, route), registry)
     described["responses"] = dict(sorted(described["responses"].items()))
-    described["security"] = [{"bearerAuth": [needed]}] if scope is not None else []
+    described["security"] = [{"bearerAuth": [needed] if needed else []}] if scope is not None else []
     return described
 
 

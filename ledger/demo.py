@@ -163,7 +163,7 @@ class Step:
         accrues = any(happening.accrues for happening in self.happenings)
         return Touches(
             loans=sorted({loan for happening in self.happenings for loan in happening.loans}),
-            entry=entries[first.about] if first.about else None,
+            entries=[entries[first.about]] if first.about else (),
             # Interest is computed on every movement of principal since the beginning.
             since=since if accrues else first.day,
             accrual=first.day if accrues else None,
@@ -220,8 +220,7 @@ def _disbursement(plan: Plan, day: date, layer: str) -> Happening:
 
 def _settlement(plan: Plan, day: date) -> Happening:
     def decide(posting: Posting) -> Event:
-        assert posting.state.entry is not None
-        return DisbursementSettled(effective_at=day, disbursement_event_id=posting.state.entry.entry_id)
+        return DisbursementSettled(effective_at=day, disbursement_event_id=posting.touches.entries[0])
 
     name = f"settlement-{plan.number:04d}"
     return Happening(day, name, (plan.loan_id,), decide, about=f"disbursement-{plan.number:04d}")
@@ -275,10 +274,9 @@ def _mishap(plan: Plan, month: int, day: date, today: date, method: str, dice: R
 
 def _reversal(of: Happening, day: date) -> Happening:
     def decide(posting: Posting) -> Event:
-        assert posting.state.entry is not None
         return Reversal(
             effective_at=day,
-            reverses_entry_id=posting.state.entry.entry_id,
+            reverses_entry_id=posting.touches.entries[0],
             reason_code="duplicate",
             description="The same payment was keyed twice",
             facts={"reason_code": "duplicate"},

@@ -91,6 +91,12 @@ class EffectiveDateRefused(Problem):
     status, code, title = 422, "effective_date_refused", "The effective date is refused"
 
 
+class PeriodClosed(Problem):
+    """The books are closed through that date or a later one."""
+
+    status, code, title = 422, "period_closed", "The period is closed"
+
+
 class NotReversible(Problem):
     """Entries of this kind, or in this situation, are not reversed."""
 
@@ -133,6 +139,12 @@ class LoanChanged(Problem):
     status, code, title = 412, "loan_changed", "The loan has changed"
 
 
+class PlanOutdated(Problem):
+    """The loan has moved since the plan was made, or it is another plan. Nothing was written; ask for a new one."""
+
+    status, code, title = 409, "plan_outdated", "The plan is outdated"
+
+
 class LoanExists(Problem):
     """This tenant has a loan with this id."""
 
@@ -156,6 +168,8 @@ BY_CONSTRAINT: dict[str, type[Problem]] = {
     "journal_line_account_open": AccountClosed,
     "journal_line_balanced": UnbalancedEntry,
     "loan_balance_not_below_zero": AmountExceedsBalance,
+    "journal_entry_period_open": PeriodClosed,
+    "period_close_forward": PeriodClosed,
     "loan_pkey": LoanExists,
     "program_pkey": ProgramExists,
 }

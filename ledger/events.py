@@ -129,6 +129,86 @@ class PaymentReceived(MoneyEvent):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentSettled(Event):
+    """The announced money of `payment_event_id` has come: it is allocated now."""
+
+    kind = EventKind.PAYMENT_ALLOCATED
+    payment_event_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SuspenseAllocated(MoneyEvent):
+    """Money that waited in suspense meets what the loan owes. `payment_event_id`: the payment that a replan allocates anew."""
+
+    kind = EventKind.PAYMENT_ALLOCATED
+    payment_event_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentUnallocated(Event):
+    """What a payment gave to receivables goes back to suspense, for a replan to allocate it anew."""
+
+    kind = EventKind.PAYMENT_ALLOCATED
+    payment_event_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentReturned(Event):
+    """The bank has taken a payment back."""
+
+    kind = EventKind.PAYMENT_RETURNED
+    payment_event_id: str
+    return_code: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeeAssessed(MoneyEvent):
+    kind = EventKind.FEE_ASSESSED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FeeWaived(MoneyEvent):
+    kind = EventKind.FEE_WAIVED
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChargeOff(LoanEvent):
+    """The lender gives up on all that the loan owes."""
+
+    kind = EventKind.CHARGEOFF
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovery(MoneyEvent):
+    """Money on a loan that was charged off."""
+
+    kind = EventKind.RECOVERY
+    external_ref: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refinance(LoanEvent):
+    """`loan_id` is paid off from `new_loan_id`, which may pay out some cash as well."""
+
+    kind = EventKind.REFINANCE
+    new_loan_id: str
+    cash_out_minor: int = 0
+
+    @property
+    def loan_ids(self) -> tuple[str, ...]:
+        return (self.loan_id, self.new_loan_id)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Restructure(LoanEvent):
+    """Interest and fees become principal; the new terms are the door's to write."""
+
+    kind = EventKind.RESTRUCTURE
+    capitalise_interest: bool = False
+    capitalise_fees: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AccruedLoan:
     """One loan of an accrual batch: the client's figure, and the principal that it was computed on."""
 

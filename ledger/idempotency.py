@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from hpts.problems import IdempotencyInProgress, IdempotencyKeyInvalid, IdempotencyKeyRequired, IdempotencyMismatch
-from ledger.posting import Origin, Posting, Touches, opened, with_retries
+from ledger.posting import KeyState, Origin, Posting, Touches, opened, with_retries
 
 KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:\-]{7,254}")
 
@@ -57,7 +57,28 @@ def fingerprint(operation_id: str, path: Mapping[str, str], body: object) -> byt
     return hashlib.sha256(canonical).digest()
 
 
-def once(call: Call, touches: Touches, work: Callable[[Posting], Mapping[str, Any]]) -> Answer:
+def answered(call: Call) -> Answer | None:
+    """The kept answer of a key that has been used; None when the key is free. Nothing is held afterwards.
+
+    Raises IdempotencyInProgress, IdempotencyMismatch.
+    """
+
+    def attempt() -> Answer | None:
+        with opened(call.origin, Touches(mode="read"), call.key) as (posting, key):
+            return _kept(call, key) if posting is None else None
+
+    return with_retries(attempt)
+
+
+def _kept(call: Call, key: KeyState) -> Answer:
+    if not key.locked:
+        raise IdempotencyInProgress("Repeat in a second: the first request with this key is still running.")
+    if key.fingerprint != call.fingerprint:
+        raise IdempotencyMismatch("This key was used for another request; nothing was written.")
+    return Answer(key.response or "", replayed=True)
+
+
+def once(call: Call, touches: Touches, work: Callable[[Posting], Mapping[str, Any] | msgspec.Raw]) -> Answer:
     """Run `work` in the key's transaction and keep its answer, or repeat the answer of the first time.
 
     Raises IdempotencyInProgress at once while the first request runs, IdempotencyMismatch for another request with the same
@@ -66,12 +87,8 @@ def once(call: Call, touches: Touches, work: Callable[[Posting], Mapping[str, An
 
     def attempt() -> Answer:
         with opened(call.origin, touches, call.key) as (posting, key):
-            if not key.locked:
-                raise IdempotencyInProgress("Repeat in a second: the first request with this key is still running.")
             if posting is None:
-                if key.fingerprint != call.fingerprint:
-                    raise IdempotencyMismatch("This key was used for another request; nothing was written.")
-                return Answer(key.response or "", replayed=True)
+                return _kept(call, key)
             body = msgspec.json.encode(work(posting)).decode()
             posting.record(call.key, call.fingerprint, body)
             return Answer(body, replayed=False, posting=posting)

@@ -1,4 +1,4 @@
-"""Creating the masters: tenants with their chart, programs and loans with their first terms. No posting here.
+"""Creating the masters: tenants with their chart, programs, loans, terms, accounts, closed periods. No posting here.
 
 Each runs on the cursor of a `tenant_transaction()` and answers what the API shows.
 """
@@ -8,12 +8,14 @@ from __future__ import annotations
 from datetime import date
 from typing import Any
 
+import msgspec
 from django.db.backends.utils import CursorWrapper
 
+from hpts.problems import NotFound
 from hpts.tenancy import current_tenant
 from ledger import queries
 from ledger.chart import TEMPLATES
-from ledger.errors import ProgramNotFound
+from ledger.errors import AccountClosed, FieldProblem, ProgramNotFound, ValidationFailed
 
 # A program's first terms hold for every date.
 SINCE_EVER = date(1, 1, 1)
@@ -64,6 +66,39 @@ def create_program(
     return created
 
 
+def add_program_terms(
+    cursor: CursorWrapper,
+    *,
+    program_id: str,
+    effective_at: date,
+    annual_rate_bps: int | None,
+    waterfall: tuple[str, ...] | None,
+    accrual_mode: str | None,
+) -> None:
+    """New terms of a program from a date on. What is left out stays as it is in force on that date."""
+    if annual_rate_bps is None and waterfall is None and accrual_mode is None:
+        message = "Give a rate, a waterfall, or a mode."
+        raise ValidationFailed("Terms change something.", [FieldProblem("", "nothing_to_change", message)])
+    cursor.execute(
+        """INSERT INTO program_terms (tenant_id, program_id, effective_at, annual_rate_bps, waterfall, accrual_mode)
+           SELECT t.tenant_id, t.program_id, %(on)s, coalesce(%(rate)s, t.annual_rate_bps),
+                  coalesce(%(waterfall)s, t.waterfall), coalesce(%(mode)s, t.accrual_mode)
+           FROM program_terms t
+           WHERE t.tenant_id = %(tenant)s AND t.program_id = %(program)s AND t.effective_at <= %(on)s
+           ORDER BY t.effective_at DESC, t.id DESC LIMIT 1""",
+        {
+            "tenant": current_tenant(),
+            "program": program_id,
+            "on": effective_at,
+            "rate": annual_rate_bps,
+            "waterfall": ",".join(waterfall) if waterfall else None,
+            "mode": accrual_mode,
+        },
+    )
+    if cursor.rowcount == 0:
+        raise NotFound(f"There is no program {program_id}.")
+
+
 def create_loan(
     cursor: CursorWrapper,
     *,
@@ -85,10 +120,84 @@ def create_loan(
     if cursor.rowcount == 0:
         raise ProgramNotFound(f"There is no program {program_id}.")
     if annual_rate_bps is not None:
-        cursor.execute(
-            "INSERT INTO loan_terms (tenant_id, loan_id, effective_at, annual_rate_bps) VALUES (%s, %s, %s, %s)",
-            (tenant_id, loan_id, opened_on, annual_rate_bps),
-        )
+        add_loan_terms(cursor, loan_id=loan_id, effective_at=opened_on, annual_rate_bps=annual_rate_bps)
     created = queries.loan(cursor, loan_id=loan_id, on=on)
     assert created is not None
     return created[0]
+
+
+def add_loan_terms(
+    cursor: CursorWrapper,
+    *,
+    loan_id: str,
+    effective_at: date,
+    annual_rate_bps: int | None = None,
+    day_count_convention: str | None = None,
+    entry_id: str | None = None,
+) -> None:
+    """A loan's own terms from a date on; with an entry they hold until it is reversed. The entry must be recorded."""
+    cursor.execute(
+        """INSERT INTO loan_terms (tenant_id, loan_id, effective_at, annual_rate_bps, day_count_convention, entry_id)
+           VALUES (%s, %s, %s, %s, %s, %s)""",
+        (current_tenant(), loan_id, effective_at, annual_rate_bps, day_count_convention, entry_id),
+    )
+
+
+def create_account(
+    cursor: CursorWrapper, *, code: str, name: str, account_type: str, normal_side: str, per_loan: bool
+) -> dict[str, Any]:
+    """An account of the tenant's own, without a role. Raises ValidationFailed for a code that the chart has."""
+    cursor.execute(
+        """INSERT INTO gl_account (tenant_id, code, name, account_type, normal_side, per_loan)
+           VALUES (%s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING""",
+        (current_tenant(), code, name, account_type, normal_side, per_loan),
+    )
+    if cursor.rowcount == 0:
+        taken = FieldProblem("account_code", "exists", f"The chart has an account {code}.")
+        raise ValidationFailed("One or more fields are not valid.", [taken])
+    return _account(cursor, code)
+
+
+def close_account(cursor: CursorWrapper, *, code: str, reason: str) -> dict[str, Any]:
+    """The account takes no more lines. Raises NotFound, AccountClosed."""
+    cursor.execute(
+        """UPDATE gl_account SET closed_at = clock_timestamp(), closure_reason = %s
+           WHERE tenant_id = %s AND code = %s AND closed_at IS NULL""",
+        (reason, current_tenant(), code),
+    )
+    was_open = cursor.rowcount == 1
+    closed = _account(cursor, code)
+    if not was_open:
+        raise AccountClosed(f"Account {code} is closed.")
+    return closed
+
+
+def _account(cursor: CursorWrapper, code: str) -> dict[str, Any]:
+    for account, closed in queries.accounts(cursor):
+        if account.code == code:
+            return queries.account_object(account, closed)
+    raise NotFound(f"There is no account {code}.")
+
+
+def close_period(cursor: CursorWrapper, *, through_date: date, actor: str) -> dict[str, Any]:
+    """Close the books through a date and keep what they say: one trial balance per currency and layer in use.
+
+    The posting must have been opened in the mode `close`, so that nothing is dated into the period meanwhile.
+    """
+    balances = [
+        queries.trial_balance_object(
+            queries.trial_balance(cursor, currency=currency, layer=layer, as_of=through_date), currency, layer
+        )
+        for currency, layer in queries.books(cursor)
+    ]
+    cursor.execute(
+        """INSERT INTO period_close (tenant_id, through_date, actor, trial_balances) VALUES (%s, %s, %s, %s)
+           RETURNING closed_at""",
+        (current_tenant(), through_date, actor, msgspec.json.encode(balances).decode()),
+    )
+    ((closed_at,),) = cursor.fetchall()
+    return {
+        "through_date": through_date.isoformat(),
+        "closed_at": queries.timestamp(closed_at),
+        "trial_balances": balances,
+    }

@@ -133,7 +133,8 @@ class GLAccount(TenantOwned):
 class Loan(TenantOwned):
     """A loan. Its state is derived from entries and balances; `version` counts the entries that touched it.
 
-    The three last columns move with each posting, under the row's lock, by `record_posting` alone.
+    The last columns move with postings, under the row's lock, by `record_posting` alone: `draws` counts the entries in force
+    that lent principal, `ended_as` says what ended the loan; the proof holds both against the journal.
     """
 
     id = models.UUIDField(primary_key=True)
@@ -146,18 +147,24 @@ class Loan(TenantOwned):
     version = models.BigIntegerField(db_default=0)
     last_effective_at = models.DateField(null=True)
     last_posted_at = models.DateTimeField(null=True)
+    draws = models.IntegerField(db_default=0)
+    ended_as = models.TextField(null=True)
 
     class Meta:
         db_table = "loan"
         constraints = [
-            models.CheckConstraint(
-                condition=Q(principal_limit_minor__isnull=True) | Q(principal_limit_minor__gt=0), name="loan_limit"
-            ),
+            models.CheckConstraint(condition=Q(draws__gte=0), name="loan_draws"),
+            # As short as can be, since every posting parses them: NULL passes by itself.
+            models.CheckConstraint(condition=Q(ended_as__in=["charged_off", "refinanced"]), name="loan_ended_as"),
+            models.CheckConstraint(condition=Q(principal_limit_minor__gt=0), name="loan_limit"),
         ]
         indexes = [
             # GET /loans, its program and borrower filters, in order of id.
             models.Index(fields=["tenant_id", "program_id", "id"], name="loan_by_program"),
             models.Index(fields=["tenant_id", "borrower_id", "id"], name="loan_by_borrower"),
+            models.Index(
+                fields=["tenant_id", "ended_as", "id"], name="loan_ended", condition=Q(ended_as__isnull=False)
+            ),
         ]
 
     def __str__(self) -> str:
@@ -165,20 +172,46 @@ class Loan(TenantOwned):
 
 
 class LoanTerms(TenantOwned):
-    """A rate of the loan's own from a date on; without one the program's holds. Rows are never edited."""
+    """Terms of the loan's own from a date on; what a row leaves out, the row before it or the program says. Rows are never
+    edited: those that came with an entry (a restructure) are in force until that entry is reversed."""
 
     loan_id = models.UUIDField()
     effective_at = models.DateField()
-    annual_rate_bps = models.IntegerField()
+    annual_rate_bps = models.IntegerField(null=True)
+    day_count_convention = models.TextField(null=True)
+    entry_id = models.UUIDField(null=True)
     created_at = models.DateTimeField(db_default=Now())
 
     class Meta:
         db_table = "loan_terms"
         constraints = [
             models.CheckConstraint(
-                condition=Q(annual_rate_bps__gte=0, annual_rate_bps__lte=100_000), name="loan_terms_rate"
-            )
+                condition=Q(annual_rate_bps__isnull=True) | Q(annual_rate_bps__gte=0, annual_rate_bps__lte=100_000),
+                name="loan_terms_rate",
+            ),
+            models.CheckConstraint(
+                condition=Q(day_count_convention__isnull=True) | Q(day_count_convention__in=DAY_COUNTS),
+                name="loan_terms_day_count",
+            ),
+            models.CheckConstraint(
+                condition=Q(annual_rate_bps__isnull=False) | Q(day_count_convention__isnull=False),
+                name="loan_terms_say_something",
+            ),
         ]
+
+
+class PeriodClose(TenantOwned):
+    """The books are closed through a date: no entry is dated on or before it any more. `trial_balances` is what they said
+    then, JSON as the API shows it."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "through_date")
+    through_date = models.DateField()
+    closed_at = models.DateTimeField(db_default=Now())
+    actor = models.TextField()
+    trial_balances = models.TextField()
+
+    class Meta:
+        db_table = "period_close"
 
 
 class JournalEntry(TenantOwned):
@@ -224,6 +257,15 @@ class JournalEntry(TenantOwned):
                 condition=Q(source_method__isnull=False, external_ref__isnull=False),
                 name="journal_entry_one_external_ref",
             ),
+        ]
+        indexes = [
+            # The few entries that the return of a payment and the reversal of a charge-off look for.
+            models.Index(
+                fields=["tenant_id", "loan_id", "event_type"],
+                name="journal_entry_of_suspense",
+                condition=Q(event_type__in=["payment_returned", "recovery"])
+                | Q(event_type="payment_allocated", settles_entry_id__isnull=True),
+            )
         ]
 
 

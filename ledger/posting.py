@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from django.db import DatabaseError, Error
@@ -35,6 +35,7 @@ from ledger.errors import (
     EffectiveDateRefused,
     FieldProblem,
     LoanNotFound,
+    PeriodClosed,
     UnbalancedEntry,
 )
 from ledger.events import (
@@ -47,14 +48,21 @@ from ledger.events import (
     ManualAdjustment,
     MoneyEvent,
     PaymentReceived,
+    PaymentReturned,
+    PaymentSettled,
+    PaymentUnallocated,
     Reversal,
 )
 from ledger.money import MAX_MINOR
-from ledger.queries import read_chart
+from ledger.queries import has_recovery, read_chart, suspense_allocations, waterfalls
 from ledger.rules import RULES
-from ledger.state import EntryState, LoanState, State
+from ledger.rules.payment import returned_entry, undone
+from ledger.state import AllocationState, EntryState, LoanState, State
 
-OPEN = "SELECT locked, fingerprint, response, state FROM open_posting(%s::uuid, %s, %s::uuid[], %s::uuid, %s::date, %s::date)"
+OPEN = (
+    "SELECT locked, fingerprint, response, state "
+    "FROM open_posting(%s::uuid, %s, %s::uuid[], %s::uuid[], %s::date, %s::date, %s)"
+)
 RECORD = "SELECT record_posting(%s, %s, %s::bytea, %s)"
 ATTEMPTS = 4
 # A batch of thousands of loans may take longer than a payment is allowed to.
@@ -82,24 +90,47 @@ class Touches:
     """What a posting will look at, known before it opens: its loans are locked and read in the first round trip.
 
     `since`: the earliest effective date of the events (None: today); `accrual`: the date that accruals are about, then
-    `since` is the day before it.
+    `since` is the day before it. `mode`: "close" waits for all postings of the tenant and keeps new ones waiting, "read" takes
+    no lock.
     """
 
     loans: Sequence[str] = ()
-    entry: str | None = None
+    entries: Sequence[str] = ()
     since: date | None = None
     accrual: date | None = None
+    mode: Literal["post", "close", "read"] = "post"
 
     @classmethod
     def of(cls, event: Event) -> Touches:
         """What one event by itself touches."""
         if isinstance(event, Accrual):
             return cls(event.loan_ids, since=day_before(event.effective_at), accrual=event.effective_at)
-        if isinstance(event, Reversal):
-            return cls(entry=event.reverses_entry_id, since=event.effective_at)
-        if isinstance(event, DisbursementSettled):
-            return cls(entry=event.disbursement_event_id, since=event.effective_at)
-        return cls(event.loan_ids, since=event.effective_at)
+        about = entry_of(event)
+        return cls(event.loan_ids, (about,) if about else (), since=event.effective_at)
+
+    def __or__(self, other: Touches) -> Touches:
+        """Both together: what a batch touches. The earlier dates win; accruals of two dates do not go together."""
+        if self.accrual and other.accrual and self.accrual != other.accrual:
+            raise ValueError("accruals of two dates")
+        sinces = [each.since for each in (self, other) if each.since is not None]
+        return Touches(
+            tuple(dict.fromkeys((*self.loans, *other.loans))),
+            tuple(dict.fromkeys((*self.entries, *other.entries))),
+            min(sinces, default=None),
+            self.accrual or other.accrual,
+            "close" if "close" in (self.mode, other.mode) else self.mode,
+        )
+
+
+def entry_of(event: Event) -> str | None:
+    """The entry that an event is about, beside the loans that it names."""
+    if isinstance(event, Reversal):
+        return event.reverses_entry_id
+    if isinstance(event, DisbursementSettled):
+        return event.disbursement_event_id
+    if isinstance(event, PaymentSettled | PaymentReturned | PaymentUnallocated):
+        return event.payment_event_id
+    return None
 
 
 def day_before(day: date) -> date:
@@ -127,6 +158,8 @@ class _Loan(msgspec.Struct):
     opened_on: date
     principal_limit_minor: int | None
     version: int
+    draws: int
+    ended_as: str | None
     day_count_convention: str
     waterfall: str
     accrual_mode: str
@@ -140,14 +173,14 @@ class _Entry(msgspec.Struct):
     document: str
     settles_entry_id: str | None
     reversed_by: str | None
-    settled_by: str | None
 
 
 class _State(msgspec.Struct):
     posted_at: str
     today: date
+    closed_through: date | None
     loans: list[_Loan] | None
-    entry: _Entry | None
+    entries: list[_Entry] | None
     later: list[tuple[str, date, str, str, int]] | None
     accruals: list[tuple[str, int, bool]] | None
 
@@ -162,19 +195,19 @@ class Posting:
     def __init__(self, cursor: CursorWrapper, origin: Origin, touches: Touches, opened: str) -> None:
         state = _decode_state(opened)
         self.since = touches.since or state.today
+        self.read_on = touches.accrual or self.since
+        self._has_waterfalls = False
         self.cursor = cursor
         self.origin = origin
+        self.touches = touches
         self.posted_at = state.posted_at
         self.state = State(
             today=state.today,
             chart=_chart(cursor, origin.tenant_id),
-            loans={loan.loan_id: _loan_state(loan) for loan in state.loans or ()},
-            entry=_entry_state(state.entry) if state.entry else None,
+            loans=_loan_states(state),
+            entries=_entry_states(state.entries) if state.entries else {},
+            closed_through=state.closed_through,
         )
-        for loan_id, effective_at, code, layer, net_minor in state.later or ():
-            self.state.loans[loan_id].later.append((effective_at, code, layer, net_minor))
-        for loan_id, revision, is_reversed in state.accruals or ():
-            self.state.loans[loan_id].accrual = (revision, is_reversed)
         self._staged: list[tuple[str, dict[str, Any]]] = []
 
     @property
@@ -182,12 +215,18 @@ class Posting:
         """Today in the tenant's time zone."""
         return self.state.today
 
-    def post(self, event: Event) -> Posted:
-        """Decide by the event's rule, prove the lines, and stage the entry. Raises the rule's refusals; nothing is kept."""
+    def decide(self, event: Event) -> tuple[Line, ...]:
+        """The event's lines by its rule, proven; nothing is staged. Raises the rule's refusals."""
         self._meet_accounts(event)
-        self._admit(event)
+        self.admit(event)
+        self._provide(event)
         lines = tuple(RULES[event.kind](self.state, event))
         self._prove(lines, event)
+        return lines
+
+    def post(self, event: Event) -> Posted:
+        """Decide, and stage the entry. Raises the rule's refusals; then nothing is kept."""
+        lines = self.decide(event)
         entry = Posted(
             journal_entry_id=_uuid7(self.posted_at),
             event_type=event.kind.value,
@@ -195,28 +234,70 @@ class Posting:
             posted_at=self.posted_at,
             correlation_id=self.origin.correlation_id,
             lines=lines,
-            reverses_entry_id=getattr(event, "reverses_entry_id", None),
+            reverses_entry_id=self._reverses(event),
         )
         self._stage(entry, event)
-        self.state.apply(lines, event.effective_at)
         return entry
 
     def record(self, key: str | None = None, fingerprint: bytes | None = None, response: str | None = None) -> None:
-        """Write everything staged, and the key's row; the second round trip."""
+        """Write everything staged, and the key's row; the second round trip. Without a key it may be repeated."""
         if sum(len(extra["versions"]) for _, extra in self._staged) > LARGE_LINES:
             self.cursor.execute(LARGE_TIMEOUT)
         if self._staged or key is not None:
             self.cursor.execute(RECORD, (msgspec.json.encode(self._staged).decode(), key, fingerprint, response))
+            self._staged.clear()
+
+    def meet_loan(self, loan_id: str) -> LoanState:
+        """A loan that this very transaction has created joins the state."""
+        touches = Touches([loan_id], since=self.since)
+        self.cursor.execute(OPEN, (self.origin.tenant_id, *_params(None, touches)))
+        opened = _decode_state(self.cursor.fetchone()[3])
+        self.state.loans.update(_loan_states(opened))
+        return self.state.loans[loan_id]
+
+    def admit_date(self, effective_at: date) -> None:
+        """Refuse a date in the future or in a closed period."""
+        if effective_at > self.today:
+            raise EffectiveDateRefused(f"The date lies in the future: today is {self.today}.")
+        if self.state.closed_through is not None and effective_at <= self.state.closed_through:
+            raise PeriodClosed(f"The books are closed through {self.state.closed_through}.")
+
+    def _reverses(self, event: Event) -> str | None:
+        if isinstance(event, PaymentReturned):
+            return returned_entry(self.state, event.payment_event_id).entry_id
+        return event.reverses_entry_id if isinstance(event, Reversal) else None
 
     def _meet_accounts(self, event: Event) -> None:
         """Read the chart again when a line names an account that was added since this process read it."""
-        named = (
-            event.lines if isinstance(event, ManualAdjustment) else self.state.entry.lines if self.state.entry else ()
-        )
+        named = [line for entry in self.state.entries.values() for line in entry.lines]
+        if isinstance(event, ManualAdjustment):
+            named += event.lines
         if any(line.account not in self.state.chart for line in named):
             self.state.chart = _charts[self.origin.tenant_id] = read_chart(self.cursor)
 
-    def _admit(self, event: Event) -> None:
+    def _provide(self, event: Event) -> None:
+        """Read what few events need: a return, the loan's allocations from suspense; the reversal of a charge-off or of an
+        allocation, what came after it; one of several dates, the waterfalls of them all. One query more, for these alone."""
+        if event.effective_at != self.read_on and not self._has_waterfalls:
+            self._has_waterfalls = True
+            for loan in self.state.loans.values():
+                loan.waterfalls = tuple(waterfalls(self.cursor, program_id=loan.program_id))
+        original = self.state.entries.get(entry_of(event) or "")
+        if original is None or original.lines[0].loan_id is None:
+            return
+        loan = self.state.loans[original.lines[0].loan_id]
+        reversed_kind = original.event_type if isinstance(event, Reversal) else None
+        if isinstance(event, PaymentReturned) or reversed_kind == EventKind.PAYMENT_ALLOCATED:
+            self.record()
+            loan.allocations = tuple(
+                AllocationState(entry_id, lines_of(recorded), undone)
+                for entry_id, recorded, undone in suspense_allocations(self.cursor, loan_id=loan.loan_id)
+            )
+        elif reversed_kind == EventKind.CHARGEOFF:
+            self.record()
+            loan.recovered = has_recovery(self.cursor, loan_id=loan.loan_id)
+
+    def admit(self, event: Event) -> None:
         """What every kind refuses: unknown loans, foreign borrowers and currencies, dates out of bounds."""
         for loan_id in event.loan_ids:
             # An accrual names its unknown loans by position, all at once.
@@ -230,8 +311,7 @@ class Posting:
                 raise CurrencyMismatch(f"The loan is in {loan.currency}.")
         if event.effective_at < self.since:
             raise RuntimeError(f"The state was read for events from {self.since} on, not for {event.effective_at}.")
-        if event.effective_at > self.today:
-            raise EffectiveDateRefused(f"The date lies in the future: today is {self.today}.")
+        self.admit_date(event.effective_at)
         for loan in self.state.loans.values():
             # An accrual says first which items are not its program's loans.
             if event.effective_at < loan.opened_on and event.kind is not EventKind.ACCRUAL:
@@ -275,9 +355,17 @@ class Posting:
             raise AmountExceedsBalance(exceeded[0].message, exceeded)
 
     def _stage(self, entry: Posted, event: Event) -> None:
-        loans = sorted({line.loan_id for line in entry.lines if line.loan_id is not None})
-        for loan_id in loans:
-            self.state.loans[loan_id].version += 1
+        """Keep the entry for `record()`, and take it into the state."""
+        loans = [
+            self.state.loans[loan_id] for loan_id in sorted({line.loan_id for line in entry.lines if line.loan_id})
+        ]
+        for loan in loans:
+            loan.version += 1
+        facts = {**(event.facts or {}), **self._undone(event)}
+        settles = self._settles(event)
+        standing = [(loan.draws, loan.ended_as) for loan in loans]
+        self.state.apply(event, entry.lines)
+        self._follow(entry, event, settles)
         members = {
             "actor": self.origin.actor,
             "correlation_id": entry.correlation_id,
@@ -305,10 +393,17 @@ class Posting:
         extra: dict[str, Any] = {
             "versions": [line.loan_id and self.state.loans[line.loan_id].version for line in entry.lines]
         }
-        if event.facts:
-            extra["facts"] = event.facts
-        if event.kind is EventKind.DISBURSEMENT_SETTLED:
-            extra["settles_entry_id"] = self.state.entry.entry_id if self.state.entry else None
+        moved = [
+            {"loan_id": loan.loan_id, "draws": loan.draws, "ended_as": loan.ended_as}
+            for loan, before in zip(loans, standing, strict=True)
+            if (loan.draws, loan.ended_as) != before
+        ]
+        if moved:
+            extra["loans"] = moved
+        if facts:
+            extra["facts"] = facts
+        if settles:
+            extra["settles_entry_id"] = settles
         if isinstance(event, PaymentReceived) and event.external_ref is not None:
             extra["source_method"] = event.source_method
             extra["external_ref"] = event.external_ref
@@ -322,6 +417,26 @@ class Posting:
                 for item in event.loans
             ]
         self._staged.append((document.render(members, lines, self.origin.tenant_id), extra))
+
+    def _settles(self, event: Event) -> str | None:
+        if isinstance(event, PaymentUnallocated):
+            return returned_entry(self.state, event.payment_event_id).entry_id
+        return entry_of(event) if isinstance(event, DisbursementSettled | PaymentSettled) else None
+
+    def _undone(self, event: Event) -> dict[str, object]:
+        """What a return takes back of allocations from suspense, for those that ask later what of them still stands."""
+        if not isinstance(event, PaymentReturned):
+            return {}
+        taken_back = {each.entry_id: str(each.amount_minor) for each in undone(self.state, event)}
+        return {"undone": taken_back} if taken_back else {}
+
+    def _follow(self, entry: Posted, event: Event, settles: str | None) -> None:
+        """What has become of the entries in question, for the next event of the same transaction."""
+        if entry.reverses_entry_id in self.state.entries:
+            self.state.entries[entry.reverses_entry_id].reversed_by = entry.event_type
+        if settles in self.state.entries:
+            settling = EntryState(entry.journal_entry_id, entry.event_type, entry.effective_at, entry.lines, settles)
+            self.state.entries[settling.entry_id] = self.state.entries[settles].settled_by = settling
 
 
 def post(origin: Origin, event: Event, touches: Touches | None = None) -> Posted:
@@ -350,13 +465,17 @@ class KeyState:
 @contextmanager
 def opened(origin: Origin, touches: Touches, key: str | None = None) -> Iterator[tuple[Posting | None, KeyState]]:
     """One tenant transaction with the key tried and the loans locked and read. Without a free key there is no posting."""
-    # An array literal of canonical UUIDs, because psycopg's own array dumper costs more than the look-up.
-    params = (key, f"{{{','.join(touches.loans)}}}", touches.entry, touches.since, touches.accrual)
-    limit = LARGE_TIMEOUT if len(touches.loans) > LARGE_LOANS else None
-    with tenant_transaction(origin.tenant_id, OPEN, params, first=limit) as cursor:
+    limit = LARGE_TIMEOUT if len(touches.loans) > LARGE_LOANS or touches.mode == "close" else None
+    with tenant_transaction(origin.tenant_id, OPEN, _params(key, touches), first=limit) as cursor:
         locked, fingerprint, response, state = cursor.fetchone()
         posting = Posting(cursor, origin, touches, state) if state is not None else None
         yield posting, KeyState(locked, bytes(fingerprint) if fingerprint is not None else None, response)
+
+
+def _params(key: str | None, touches: Touches) -> tuple[str | date | None, ...]:
+    # Array literals of canonical UUIDs, because psycopg's own array dumper costs more than the look-up.
+    entries = f"{{{','.join(touches.entries)}}}" if touches.entries else None
+    return key, f"{{{','.join(touches.loans)}}}", entries, touches.since, touches.accrual, touches.mode
 
 
 def with_retries(attempt: Callable[[], T]) -> T:
@@ -415,6 +534,15 @@ def _chart(cursor: CursorWrapper, tenant_id: str) -> Chart:
     return chart
 
 
+def _loan_states(state: _State) -> dict[str, LoanState]:
+    loans = {loan.loan_id: _loan_state(loan) for loan in state.loans or ()}
+    for loan_id, effective_at, code, layer, net_minor in state.later or ():
+        loans[loan_id].later.append((effective_at, code, layer, net_minor))
+    for loan_id, revision, is_reversed in state.accruals or ():
+        loans[loan_id].accrual = (revision, is_reversed)
+    return loans
+
+
 def _loan_state(loan: _Loan) -> LoanState:
     return LoanState(
         loan_id=loan.loan_id,
@@ -428,31 +556,44 @@ def _loan_state(loan: _Loan) -> LoanState:
         waterfall=tuple(loan.waterfall.split(",")),
         accrual_mode=loan.accrual_mode,
         balances={(code, layer): minor for code, layer, minor in loan.balances or ()},
+        draws=loan.draws,
+        ended_as=loan.ended_as,
     )
 
 
-def _entry_state(entry: _Entry) -> EntryState:
-    recorded = msgspec.json.decode(entry.document)
-    return EntryState(
-        entry_id=entry.entry_id,
-        event_type=entry.event_type,
-        effective_at=entry.effective_at,
-        lines=tuple(
-            Line(
-                line["account_code"],
-                line["direction"],
-                int(line["amount_minor"]),
-                line["currency"],
-                line["layer"],
-                line.get("loan_id"),
-                line.get("borrower_id"),
-                line.get("external_ref"),
-            )
-            for line in recorded["lines"]
-        ),
-        settles_entry_id=entry.settles_entry_id,
-        reversed_by=entry.reversed_by,
-        settled_by=entry.settled_by,
+def _entry_states(entries: list[_Entry]) -> dict[str, EntryState]:
+    """The entries in question and those that settled them, each with what settled it."""
+    states = {
+        entry.entry_id: EntryState(
+            entry_id=entry.entry_id,
+            event_type=entry.event_type,
+            effective_at=entry.effective_at,
+            lines=lines_of(entry.document),
+            settles_entry_id=entry.settles_entry_id,
+            reversed_by=entry.reversed_by,
+        )
+        for entry in entries
+    }
+    for state in states.values():
+        if state.settles_entry_id in states:
+            states[state.settles_entry_id].settled_by = state
+    return states
+
+
+def lines_of(recorded: str) -> tuple[Line, ...]:
+    """The lines of an entry's document, accounts by code."""
+    return tuple(
+        Line(
+            line["account_code"],
+            line["direction"],
+            int(line["amount_minor"]),
+            line["currency"],
+            line["layer"],
+            line.get("loan_id"),
+            line.get("borrower_id"),
+            line.get("external_ref"),
+        )
+        for line in msgspec.json.decode(recorded)["lines"]
     )
 
 

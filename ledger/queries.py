@@ -16,6 +16,7 @@ from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
 from ledger.events import SETTLED
+from ledger.state import CHARGED_OFF, REFINANCED
 
 
 def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
@@ -58,6 +59,42 @@ def accounts(cursor: CursorWrapper) -> list[tuple[Account, bool]]:
            FROM gl_account WHERE tenant_id = %(tenant)s ORDER BY code""",
     )
     return [(Account(*row[:6]), row[6]) for row in rows]
+
+
+def account_object(account: Account, closed: bool) -> dict[str, Any]:
+    """An account as the API shows it."""
+    return {
+        "account_code": account.code,
+        "account_name": account.name,
+        "account_type": account.account_type,
+        "normal_side": account.normal_side,
+        "per_loan": account.per_loan,
+        "closed": closed,
+    }
+
+
+def books(cursor: CursorWrapper) -> list[tuple[str, str]]:
+    """Every currency and layer that some line is in."""
+    return _rows(
+        cursor,
+        "SELECT DISTINCT currency, layer FROM journal_line WHERE tenant_id = %(tenant)s ORDER BY currency, layer",
+    )
+
+
+def closed_periods(cursor: CursorWrapper, *, before: str | None, limit: int) -> list[tuple[date, str]]:
+    """Closed periods, the latest first, before one of them: the date, and the JSON that the API shows."""
+    rows = _rows(
+        cursor,
+        """SELECT through_date, closed_at, trial_balances FROM period_close
+           WHERE tenant_id = %(tenant)s AND (%(before)s::date IS NULL OR through_date < %(before)s::date)
+           ORDER BY through_date DESC LIMIT %(limit)s""",
+        before=before,
+        limit=limit,
+    )
+    return [
+        (through, f'{{"through_date":"{through}","closed_at":"{timestamp(at)}","trial_balances":{balances}}}')
+        for through, at, balances in rows
+    ]
 
 
 # --- Programs and loans ----------------------------------------------------------------------------------------------
@@ -104,21 +141,32 @@ def programs(cursor: CursorWrapper, *, on: date, after: str | None, limit: int) 
     return [_program_object(row) for row in rows]
 
 
-# Lent and owing nothing is paid off; receivables are never below zero, so that their sum tells. Lent: some principal was
-# debited by an entry that is no reversal and has not been reversed.
-_LENT = """EXISTS (
-    SELECT FROM journal_line j
-    JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
-    JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
-    WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = 'SETTLED' AND j.direction = 'DR'
-      AND a.role = 'principal' AND e.event_type <> 'reversal'
-      AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = e.tenant_id AND r.reverses_entry_id = e.id))"""
+def waterfalls(cursor: CursorWrapper, *, program_id: str) -> list[tuple[date, tuple[str, ...]]]:
+    """A program's waterfalls, each from its date on; of two for one date the later one comes last."""
+    rows = _rows(
+        cursor,
+        """SELECT effective_at, waterfall FROM program_terms
+           WHERE tenant_id = %(tenant)s AND program_id = %(program)s ORDER BY effective_at, id""",
+        program=program_id,
+    )
+    return [(since, tuple(order.split(","))) for since, order in rows]
 
-_LOAN = """
+
+# Lent and owing nothing is paid off; receivables are never below zero, so that their sum tells. A loan's own terms come
+# before its program's, each member by itself; those of a restructure hold until it is reversed.
+_OWN_TERMS = """
+    SELECT t.{member} FROM loan_terms t
+    WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at <= greatest(%(on)s, l.opened_on)
+      AND t.{member} IS NOT NULL
+      AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = t.tenant_id AND r.reverses_entry_id = t.entry_id)
+    ORDER BY t.effective_at DESC, t.id DESC LIMIT 1"""
+_LOAN = f"""
     SELECT * FROM (
         SELECT l.id, l.borrower_id, l.program_id, l.currency,
-               CASE WHEN owed.minor = 0 AND {lent} THEN 'paid_off' ELSE 'open' END AS state,
-               l.opened_on, coalesce(lt.annual_rate_bps, pt.annual_rate_bps) AS annual_rate_bps, p.day_count_convention,
+               coalesce(l.ended_as, CASE WHEN l.draws > 0 AND owed.minor = 0 THEN 'paid_off' ELSE 'open' END) AS state,
+               l.opened_on,
+               coalesce(({_OWN_TERMS.format(member="annual_rate_bps")}), pt.annual_rate_bps) AS annual_rate_bps,
+               coalesce(({_OWN_TERMS.format(member="day_count_convention")}), p.day_count_convention) AS day_count_convention,
                l.principal_limit_minor, l.created_at, l.version
         FROM loan l
         JOIN program p ON p.tenant_id = l.tenant_id AND p.id = l.program_id
@@ -127,16 +175,12 @@ _LOAN = """
             WHERE t.tenant_id = l.tenant_id AND t.program_id = l.program_id AND t.effective_at <= greatest(%(on)s, l.opened_on)
             ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) pt ON true
         LEFT JOIN LATERAL (
-            SELECT t.annual_rate_bps FROM loan_terms t
-            WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at <= greatest(%(on)s, l.opened_on)
-            ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) lt ON true
-        LEFT JOIN LATERAL (
             SELECT sum(b.balance_minor) AS minor
             FROM loan_balance b
             JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
             WHERE b.tenant_id = l.tenant_id AND b.loan_id = l.id AND b.layer = 'SETTLED'
               AND a.role IN ('principal', 'interest', 'fees')) owed ON true
-        WHERE l.tenant_id = %(tenant)s {where}) shown
+        WHERE l.tenant_id = %(tenant)s {{where}}) shown
 """
 
 
@@ -159,7 +203,7 @@ def _loan_object(row: tuple[Any, ...]) -> dict[str, Any]:
 
 def loan(cursor: CursorWrapper, *, loan_id: str, on: date) -> tuple[dict[str, Any], int] | None:
     """A loan as the API shows it, and its version."""
-    rows = _rows(cursor, _LOAN.format(where="AND l.id = %(loan)s", lent=_LENT), loan=loan_id, on=on)
+    rows = _rows(cursor, _LOAN.format(where="AND l.id = %(loan)s"), loan=loan_id, on=on)
     return (_loan_object(rows[0]), rows[0][10]) if rows else None
 
 
@@ -181,11 +225,9 @@ def loans(
         where += " AND l.borrower_id = %(borrower)s"
     if after is not None:
         where += " AND l.id > %(after)s"
-    sql = (
-        _LOAN.format(where=where, lent=_LENT)
-        + (" WHERE state = %(state)s" if state else "")
-        + " ORDER BY id LIMIT %(limit)s"
-    )
+    if state in (CHARGED_OFF, REFINANCED):
+        where += " AND l.ended_as = %(state)s"
+    sql = _LOAN.format(where=where) + (" WHERE state = %(state)s" if state else "") + " ORDER BY id LIMIT %(limit)s"
     rows = _rows(cursor, sql, on=on, program=program_id, borrower=borrower_id, state=state, after=after, limit=limit)
     return [_loan_object(row) for row in rows]
 
@@ -289,6 +331,71 @@ def _lines_of_loan(
     return lines
 
 
+@dataclass(frozen=True, slots=True)
+class PaymentEntry:
+    """A payment in force, its settlement, or an allocation from suspense; `payment_event_id`: what a replan allocated anew."""
+
+    version: int
+    entry_id: str
+    event_type: str
+    effective_at: date
+    document: str
+    settles_entry_id: str | None
+    payment_event_id: str | None
+
+
+def payment_entries(cursor: CursorWrapper, *, loan_id: str) -> list[PaymentEntry]:
+    """A loan's payments, settlements and allocations in force, oldest first."""
+    rows = _rows(
+        cursor,
+        """SELECT DISTINCT ON (l.loan_version) l.loan_version, e.id::text, e.event_type, e.effective_at, e.document,
+                  e.settles_entry_id::text, e.facts->>'payment_event_id'
+           FROM journal_line l
+           JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
+           WHERE l.tenant_id = %(tenant)s AND l.loan_id = %(loan)s
+             AND e.event_type IN ('payment_received', 'payment_allocated')
+             AND NOT EXISTS (SELECT FROM journal_entry x WHERE x.tenant_id = e.tenant_id AND x.reverses_entry_id = e.id)
+           ORDER BY l.loan_version""",
+        loan=loan_id,
+    )
+    return [PaymentEntry(*row) for row in rows]
+
+
+def suspense_allocations(cursor: CursorWrapper, *, loan_id: str) -> list[tuple[str, str, int]]:
+    """A loan's allocations from suspense in force, newest first: entry, document, and what returns have undone of it."""
+    rows = _rows(
+        cursor,
+        """SELECT e.id, e.document, coalesce((
+                  SELECT sum((r.facts->'undone'->>e.id::text)::bigint)
+                  FROM journal_entry r
+                  WHERE r.tenant_id = e.tenant_id AND r.loan_id = e.loan_id AND r.event_type = 'payment_returned'
+                    AND r.facts->'undone' ? e.id::text), 0)::bigint
+           FROM journal_entry e
+           WHERE e.tenant_id = %(tenant)s AND e.loan_id = %(loan)s AND e.event_type = 'payment_allocated'
+             AND e.settles_entry_id IS NULL
+             AND NOT EXISTS (SELECT FROM journal_entry x WHERE x.tenant_id = e.tenant_id AND x.reverses_entry_id = e.id)
+           ORDER BY (SELECT l.loan_version FROM journal_line l
+                     WHERE l.tenant_id = e.tenant_id AND l.entry_id = e.id AND l.sequence = 1) DESC""",
+        loan=loan_id,
+    )
+    return [(str(entry_id), recorded, undone) for entry_id, recorded, undone in rows]
+
+
+def has_recovery(cursor: CursorWrapper, *, loan_id: str) -> bool:
+    """Whether some recovery of a loan is in force."""
+    return bool(
+        _rows(
+            cursor,
+            """SELECT 1 FROM journal_entry e
+               WHERE e.tenant_id = %(tenant)s AND e.loan_id = %(loan)s AND e.event_type = 'recovery'
+                 AND NOT EXISTS (SELECT FROM journal_entry x
+                                 WHERE x.tenant_id = e.tenant_id AND x.reverses_entry_id = e.id)
+               LIMIT 1""",
+            loan=loan_id,
+        )
+    )
+
+
 # --- Balances --------------------------------------------------------------------------------------------------------
 
 
@@ -302,18 +409,43 @@ class LoanBalances:
     last_activity_at: datetime | None
 
 
-def loan_balances(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> LoanBalances | None:
-    """SETTLED balances of a loan with entries effective on or before `as_of`: the cached rows, or the lines when later
-    entries exist. One statement, so that version, balances and date are of one moment."""
+# The version that a loan had at an instant. Versions are given out under the loan's lock, without a gap, and `posted_at`
+# rises with them: so halving finds it, in a few look-ups by key however long the history is.
+_VERSION_AT = """(
+    WITH RECURSIVE halving (low, high) AS (
+        SELECT 0::bigint, l.version
+        UNION ALL
+        SELECT CASE WHEN probe.known THEN probe.version ELSE h.low END,
+               CASE WHEN probe.known THEN h.high ELSE probe.version - 1 END
+        FROM halving h
+        CROSS JOIN LATERAL (
+            SELECT j.loan_version AS version, (
+                       SELECT e.posted_at <= %({at})s::timestamptz FROM journal_entry e
+                       WHERE e.tenant_id = j.tenant_id AND e.id = j.entry_id) AS known
+            FROM journal_line j
+            WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.loan_version = (h.low + h.high + 1) / 2
+            LIMIT 1) probe
+        WHERE h.low < h.high)
+    SELECT h.low FROM halving h WHERE h.low = h.high)"""
+
+
+def loan_balances(
+    cursor: CursorWrapper, *, loan_id: str, as_of: date, known_at: str | None = None
+) -> LoanBalances | None:
+    """SETTLED balances of a loan with entries effective on or before `as_of`, as they were known at an instant (by default
+    now): the cached rows, or the lines when other entries exist. One statement, so that version, balances and date are
+    of one moment."""
     rows = _rows(
         cursor,
-        """SELECT l.currency, l.version,
-                  CASE WHEN l.last_effective_at <= %(as_of)s THEN l.last_posted_at ELSE (
-                      SELECT max(e.posted_at)
-                      FROM journal_line j
-                      JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
-                      WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.effective_at <= %(as_of)s) END,
-                  CASE WHEN l.last_effective_at <= %(as_of)s THEN (
+        f"""SELECT l.currency, l.version,
+                  CASE WHEN cached THEN l.last_posted_at ELSE (
+                      SELECT e.posted_at FROM journal_entry e
+                      WHERE e.tenant_id = l.tenant_id AND e.id = (
+                          SELECT j.entry_id FROM journal_line j
+                          WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.loan_version <= known.version
+                            AND j.effective_at <= %(as_of)s
+                          ORDER BY j.loan_version DESC LIMIT 1)) END,
+                  CASE WHEN cached THEN (
                       SELECT json_object_agg(a.role, b.balance_minor)
                       FROM loan_balance b
                       JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
@@ -326,19 +458,68 @@ def loan_balances(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> LoanBa
                                        AS minor
                             FROM journal_line j
                             JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
-                            WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.effective_at <= %(as_of)s
-                              AND j.layer = %(layer)s AND a.per_loan AND a.role IS NOT NULL
+                            WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.loan_version <= known.version
+                              AND j.effective_at <= %(as_of)s AND j.layer = %(layer)s
+                              AND a.per_loan AND a.role IS NOT NULL
                             GROUP BY a.role) s)
                   END
-           FROM loan l WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s""",
+           FROM loan l
+           -- OFFSET 0, or each mention of the version would look for it again.
+           CROSS JOIN LATERAL (
+               SELECT {_VERSION_AT.format(at="known_at") if known_at else "l.version"} AS version OFFSET 0) known
+           CROSS JOIN LATERAL (
+               SELECT l.last_effective_at <= %(as_of)s AND known.version = l.version AS cached) answer
+           WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s""",
         loan=loan_id,
         as_of=as_of,
+        known_at=known_at,
         layer=SETTLED,
     )
     if not rows:
         return None
     currency, version, last_activity_at, by_role = rows[0]
     return LoanBalances(currency, version, by_role or {}, last_activity_at)
+
+
+# What a statement follows, in the order in which it shows them.
+STATED = ("principal", "interest", "fees", "suspense")
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """A loan's SETTLED balances before and after some entries, and the entries: each with what it changed and the balances
+    after it. Balances between entries of one day may be below zero, those of the end of a day never are."""
+
+    currency: str
+    version: int
+    since: date
+    opening: dict[str, str]
+    entries: list[dict[str, Any]]
+    closing: dict[str, str]
+
+
+# Lines become one row per entry, and one row of version 0 for all that lies before the entries shown.
+_STATEMENT = """
+    SELECT l.currency, l.version, span.since, e.id, e.event_type, c.effective_at::text, e.posted_at,
+           coalesce(c.principal, 0)::bigint, coalesce(c.interest, 0)::bigint, coalesce(c.fees, 0)::bigint,
+           coalesce(c.suspense, 0)::bigint
+    FROM loan l
+    CROSS JOIN LATERAL ({span} OFFSET 0) span
+    LEFT JOIN LATERAL (
+        SELECT shown.version, shown.entry_id, shown.effective_at, {sums}
+        FROM journal_line j
+        JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+        CROSS JOIN LATERAL (
+            SELECT j.loan_version AS version, j.entry_id, j.effective_at WHERE {shown}
+            UNION ALL SELECT 0, NULL, NULL WHERE NOT {shown}) shown
+        WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
+        GROUP BY shown.version, shown.entry_id, shown.effective_at) c ON true
+    LEFT JOIN LATERAL (
+        SELECT e.id::text, e.event_type, e.posted_at FROM journal_entry e
+        WHERE e.tenant_id = l.tenant_id AND e.id = c.entry_id OFFSET 0) e ON true
+    WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s
+    ORDER BY {order}
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,26 +537,61 @@ class AccountBalance:
 
 
 def trial_balance(
-    cursor: CursorWrapper, *, currency: str, layer: str, as_of: date, code: str | None = None
+    cursor: CursorWrapper,
+    *,
+    currency: str,
+    layer: str,
+    as_of: date,
+    code: str | None = None,
+    known_at: str | None = None,
 ) -> list[AccountBalance]:
-    """Every account of the chart (or one) with the sums of its lines effective on or before `as_of`; one statement, so
-    debits and credits are of one moment."""
+    """Every account of the chart (or one) with the sums of its lines effective on or before `as_of`, and posted by an
+    instant when one is given; one statement, so debits and credits are of one moment."""
+    posted = (
+        """JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
+                                   AND e.posted_at <= %(known_at)s::timestamptz"""
+        if known_at
+        else ""
+    )
     rows = _rows(
         cursor,
-        """SELECT a.code, a.name, a.account_type, a.normal_side, a.per_loan, a.role, coalesce(s.dr, 0), coalesce(s.cr, 0)
+        f"""SELECT a.code, a.name, a.account_type, a.normal_side, a.per_loan, a.role, coalesce(s.dr, 0), coalesce(s.cr, 0)
            FROM gl_account a
            LEFT JOIN (
-               SELECT account_code, sum(amount_minor) FILTER (WHERE direction = 'DR') AS dr,
-                      sum(amount_minor) FILTER (WHERE direction = 'CR') AS cr
-               FROM journal_line
-               WHERE tenant_id = %(tenant)s AND currency = %(currency)s AND layer = %(layer)s
-                 AND effective_at <= %(as_of)s AND (%(code)s::text IS NULL OR account_code = %(code)s::text)
-               GROUP BY account_code) s ON s.account_code = a.code
+               SELECT j.account_code, sum(j.amount_minor) FILTER (WHERE j.direction = 'DR') AS dr,
+                      sum(j.amount_minor) FILTER (WHERE j.direction = 'CR') AS cr
+               FROM journal_line j {posted}
+               WHERE j.tenant_id = %(tenant)s AND j.currency = %(currency)s AND j.layer = %(layer)s
+                 AND j.effective_at <= %(as_of)s AND (%(code)s::text IS NULL OR j.account_code = %(code)s::text)
+               GROUP BY j.account_code) s ON s.account_code = a.code
            WHERE a.tenant_id = %(tenant)s AND (%(code)s::text IS NULL OR a.code = %(code)s::text)
            ORDER BY a.code""",
         currency=currency,
         layer=layer,
         as_of=as_of,
         code=code,
+        known_at=known_at,
     )
     return [AccountBalance(Account(*row[:6]), int(row[6]), int(row[7])) for row in rows]
+
+
+def account_balance_object(balance: AccountBalance) -> dict[str, str]:
+    """An account's balance as the API shows it."""
+    return {
+        "account_code": balance.account.code,
+        "account_name": balance.account.name,
+        "dr_balance_minor": str(balance.dr_minor),
+        "cr_balance_minor": str(balance.cr_minor),
+        "normal_balance_minor": str(balance.normal_minor),
+    }
+
+
+def trial_balance_object(balances: Sequence[AccountBalance], currency: str, layer: str) -> dict[str, Any]:
+    """A trial balance as the API shows it."""
+    return {
+        "currency": currency,
+        "layer": layer,
+        "accounts": [account_balance_object(balance) for balance in balances],
+        "total_dr_minor": str(sum(balance.dr_minor for balance in balances)),
+        "total_cr_minor": str(sum(balance.cr_minor for balance in balances)),
+    }

@@ -6,6 +6,7 @@ API document says that operations answer.
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, ClassVar, Literal
 
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -16,22 +17,26 @@ from hpts.fields import (
     CurrencyCode,
     Description,
     FieldError,
+    Flag,
     IsoDate,
     Metadata,
     Name,
     PageSize,
     PageToken,
+    Pattern,
     PositiveAmount,
     Reference,
+    Timestamp,
     Uuid,
     Wire,
 )
 from ledger.chart import RECEIVABLES
 from ledger.events import DIRECTIONS, LAYERS, EventKind
-from ledger.models import ACCRUAL_MODES, DAY_COUNTS
+from ledger.models import ACCOUNT_TYPES, ACCRUAL_MODES, DAY_COUNTS
 
 MAX_BATCH_LOANS = 16_000
 MAX_MANUAL_LINES = 500
+MAX_BATCH_ITEMS = 1_000
 
 
 class Request(Struct, forbid_unknown_fields=True, kw_only=True):
@@ -104,6 +109,47 @@ class LoanStateName(Choice):
 class ReasonCode(Choice):
     choices = ("error_correction", "duplicate", "fraud", "customer_dispute", "bank_return", "other")
     schema = _choice_schema(*choices)
+
+
+class FeeType(Choice):
+    choices = ("late", "nsf", "origination", "other")
+    schema = _choice_schema(*choices)
+
+
+class AccountType(Choice):
+    choices = ACCOUNT_TYPES
+    schema = _choice_schema(*choices)
+
+
+class BatchMode(Choice):
+    choices = ("atomic", "each")
+    schema = _choice_schema(*choices)
+
+
+class JsonObject(dict[str, object], Wire):
+    """Any object; what it must hold is its operation's to say."""
+
+    schema = {"type": "object"}
+
+    @classmethod
+    def parse(cls, value: object) -> Any:
+        if type(value) is not dict:
+            raise FieldError("invalid_type", "An object is expected.")
+        return value
+
+
+class PlanHash(Pattern):
+    pattern = re.compile(r"[0-9a-f]{64}")
+    message = "A plan's hash is 64 hexadecimal digits."
+    schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+
+
+class ReturnCode(Pattern):
+    """What the bank gave as the reason, such as R01."""
+
+    pattern = re.compile(r"[A-Z0-9]{1,16}")
+    message = "A return code is 1 to 16 capital letters and digits."
+    schema = {"type": "string", "pattern": "^[A-Z0-9]{1,16}$"}
 
 
 class RateBps(int, Wire):
@@ -204,6 +250,99 @@ class AccrualBatch(Request):
     loans: Annotated[list[AccrualItem], Meta(min_length=1, max_length=MAX_BATCH_LOANS)]
 
 
+class NewReturn(Request):
+    effective_at: IsoDate
+    return_code: ReturnCode
+    nsf_fee_minor: PositiveAmount | UnsetType = UNSET
+
+
+class NewSuspenseAllocation(Request):
+    amount_minor: PositiveAmount
+    currency: CurrencyCode
+    effective_at: IsoDate
+
+
+class NewFee(Request):
+    amount_minor: PositiveAmount
+    currency: CurrencyCode
+    effective_at: IsoDate
+    fee_type: FeeType | UnsetType = UNSET
+    description: Description | UnsetType = UNSET
+
+
+class NewFeeWaiver(Request):
+    amount_minor: PositiveAmount
+    currency: CurrencyCode
+    effective_at: IsoDate
+    reason: Description
+
+
+class NewChargeOff(Request):
+    effective_at: IsoDate
+    reason: Description
+
+
+class NewRecovery(Request):
+    amount_minor: PositiveAmount
+    currency: CurrencyCode
+    effective_at: IsoDate
+    external_ref: Reference | UnsetType = UNSET
+
+
+class NewRefinance(Request):
+    new_loan: NewLoan
+    effective_at: IsoDate
+    cash_out_minor: PositiveAmount | UnsetType = UNSET
+
+
+class NewRestructure(Request):
+    effective_at: IsoDate
+    annual_rate_bps: RateBps | UnsetType = UNSET
+    day_count_convention: DayCount | UnsetType = UNSET
+    capitalise_interest: Flag | UnsetType = UNSET
+    capitalise_fees: Flag | UnsetType = UNSET
+
+
+class NewProgramTerms(Request):
+    effective_at: IsoDate
+    annual_rate_bps: RateBps | UnsetType = UNSET
+    waterfall: Waterfall | UnsetType = UNSET
+    accrual_mode: AccrualMode | UnsetType = UNSET
+
+
+class NewAccount(Request):
+    account_code: AccountCode
+    account_name: Name
+    account_type: AccountType
+    normal_side: EntryDirection
+    per_loan: Flag | UnsetType = UNSET
+
+
+class NewClosure(Request):
+    reason: Description
+
+
+class NewPeriodClose(Request):
+    through_date: IsoDate
+
+
+class NewReplan(Request):
+    from_date: IsoDate
+    plan_hash: PlanHash | UnsetType = UNSET
+
+
+class BatchItem(Request):
+    """What a POST by itself would be: its path below /v1, and its body."""
+
+    path: Reference
+    body: JsonObject
+
+
+class NewBatch(Request):
+    mode: BatchMode
+    items: Annotated[list[BatchItem], Meta(min_length=1, max_length=MAX_BATCH_ITEMS)]
+
+
 class NewReversal(Request):
     reverses_entry_id: Uuid
     reason_code: ReasonCode
@@ -270,7 +409,6 @@ class AccountQuery(Request):
 
 # --- Answers ---------------------------------------------------------------------------------------------------------
 
-Timestamp = Annotated[str, Meta(extra_json_schema={"format": "date-time"})]
 Signed = Annotated[str, Meta(pattern=r"^(0|-?[1-9][0-9]*)$")]
 Total = Annotated[str, Meta(pattern=r"^(0|[1-9][0-9]*)$")]
 
@@ -318,6 +456,111 @@ class EntryPosted(Answer):
     journal_entry_id: Uuid
     posted_at: Timestamp
     correlation_id: Uuid
+
+
+class PaymentReturned(Answer):
+    payment_event_id: Uuid
+    journal_entry_id: Uuid
+    reverses_entry_id: Uuid
+    posted_at: Timestamp
+    nsf_fee_entry_id: Uuid | UnsetType = UNSET
+
+
+class SuspenseAllocated(Answer):
+    journal_entry_id: Uuid
+    allocation: Allocation
+    posted_at: Timestamp
+
+
+class Owed(Answer):
+    """What a loan owed, by receivable."""
+
+    fees_minor: AmountMinor
+    interest_minor: AmountMinor
+    principal_minor: AmountMinor
+
+
+class ChargedOff(EntryPosted):
+    charged_off: Owed
+
+
+class Refinanced(EntryPosted):
+    new_loan_id: Uuid
+    paid_off: Owed
+
+
+class Restructured(Answer):
+    """Without an entry when nothing was capitalised."""
+
+    correlation_id: Uuid
+    capitalised_minor: AmountMinor
+    journal_entry_id: Uuid | UnsetType = UNSET
+    posted_at: Timestamp | UnsetType = UNSET
+
+
+class ProgramTerms(Answer):
+    """The terms as they were sent."""
+
+    program_id: Uuid
+    effective_at: IsoDate
+    annual_rate_bps: RateBps | UnsetType = UNSET
+    waterfall: Waterfall | UnsetType = UNSET
+    accrual_mode: AccrualMode | UnsetType = UNSET
+
+
+class PlannedLine(Answer):
+    sequence: int
+    account_code: AccountCode
+    direction: EntryDirection
+    amount_minor: AmountMinor
+    currency: CurrencyCode
+    layer: EntryLayer
+    loan_id: Uuid
+    borrower_id: Uuid
+
+
+class PlannedEntry(Answer):
+    event_type: Kind
+    effective_at: IsoDate
+    lines: list[PlannedLine]
+    reverses_entry_id: Uuid | UnsetType = UNSET
+
+
+class Replan(Answer):
+    """The plan; or, when the request named it, what was committed."""
+
+    plan_hash: PlanHash | UnsetType = UNSET
+    entries: list[PlannedEntry] | UnsetType = UNSET
+    journal_entry_ids: list[Uuid] | UnsetType = UNSET
+    posted_at: Timestamp | UnsetType = UNSET
+
+
+class BatchProblem(Answer):
+    """Why an item was refused; see the errors of its operation."""
+
+    code: str
+    title: str
+    detail: str
+    errors: list[BatchFieldProblem] | UnsetType = UNSET
+
+
+class BatchFieldProblem(Answer):
+    field: str
+    code: str
+    message: str
+
+
+class BatchOutcome(Answer):
+    """What the POST by itself would have answered."""
+
+    status: int
+    body: JsonObject | UnsetType = UNSET
+    problem: BatchProblem | UnsetType = UNSET
+
+
+class BatchDone(Answer):
+    mode: BatchMode
+    items: list[BatchOutcome]
 
 
 class Program(Answer):
@@ -391,6 +634,27 @@ class TrialBalance(Answer):
     accounts: list[TrialBalanceRow]
     total_dr_minor: Total
     total_cr_minor: Total
+
+
+class ClosedTrialBalance(Answer):
+    currency: CurrencyCode
+    layer: EntryLayer
+    accounts: list[TrialBalanceRow]
+    total_dr_minor: Total
+    total_cr_minor: Total
+
+
+class Period(Answer):
+    """A closed period, and what the books said when it was closed: a trial balance per currency and layer in use."""
+
+    through_date: IsoDate
+    closed_at: Timestamp
+    trial_balances: list[ClosedTrialBalance]
+
+
+class PeriodPage(Answer):
+    items: list[Period]
+    next_page_token: PageToken | UnsetType = UNSET
 
 
 class AccountRow(Answer):

@@ -6,14 +6,18 @@ No database access here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 
-from ledger.chart import Account, Chart
-from ledger.events import DEBIT, SETTLED, Line
+from ledger.chart import RECEIVABLES, Account, Chart
+from ledger.events import CREDIT, DEBIT, SETTLED, ChargeOff, Event, EventKind, Line, Refinance, Reversal
 
 BalanceKey = tuple[str, str]  # account code, layer
+
+# What becomes of a loan. The last two are ended by an entry, and open again when that entry is reversed.
+OPEN, PAID_OFF, CHARGED_OFF, REFINANCED = "open", "paid_off", "charged_off", "refinanced"
+LOAN_STATES = (OPEN, PAID_OFF, CHARGED_OFF, REFINANCED)
 
 
 @dataclass(slots=True)
@@ -34,10 +38,23 @@ class LoanState:
     day_count_convention: str = "ACT_365"
     waterfall: tuple[str, ...] = ("fees", "interest", "principal")
     accrual_mode: str = "client"
+    # The program's waterfalls by date, asked for when one transaction has events of several dates.
+    waterfalls: tuple[tuple[date, tuple[str, ...]], ...] = ()
     balances: dict[BalanceKey, int] = field(default_factory=dict)
     later: list[tuple[date, str, str, int]] = field(default_factory=list)
     # The last revision accrued for the date that was asked for, and whether its entry has been reversed.
     accrual: tuple[int, bool] | None = None
+    # How many entries in force have lent principal, and what ended the loan: charged_off, refinanced or nothing.
+    draws: int = 0
+    ended_as: str | None = None
+    # Asked for when a return or a reversal needs them: suspense allocations in force, newest first; recoveries in force.
+    allocations: tuple[AllocationState, ...] = ()
+    recovered: bool = False
+
+    def waterfall_on(self, day: date) -> tuple[str, ...]:
+        """The order in which a payment of that day meets what is owed."""
+        in_force = [order for since, order in self.waterfalls if since <= day]
+        return in_force[-1] if in_force else self.waterfall
 
     def balance(self, account: Account, layer: str = SETTLED) -> int:
         """The balance after everything posted so far, whatever its date."""
@@ -71,7 +88,7 @@ class LoanState:
                 yield effective_at, _on_normal_side(account, net)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class EntryState:
     """A journal entry that an event is about, and what has become of it."""
 
@@ -81,20 +98,46 @@ class EntryState:
     lines: tuple[Line, ...]
     settles_entry_id: str | None = None
     reversed_by: str | None = None  # The kind of the entry that reversed it: reversal or payment_returned.
-    settled_by: str | None = None
+    settled_by: EntryState | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class AllocationState:
+    """An allocation from suspense that is in force, and how much of it returns of payments have undone."""
+
+    entry_id: str
+    lines: tuple[Line, ...]
+    undone_minor: int = 0
+
+    @property
+    def standing_minor(self) -> int:
+        return sum(line.amount_minor for line in self.lines if line.direction == DEBIT) - self.undone_minor
 
 
 @dataclass(slots=True)
 class State:
-    """Everything that rules may know: today in the tenant's zone, the chart, the loans, the entry in question."""
+    """Everything that rules may know: today in the tenant's zone, the chart, the loans, the entries in question, and the
+    last day of the closed periods."""
 
     today: date
     chart: Chart
     loans: dict[str, LoanState]
-    entry: EntryState | None = None
+    entries: dict[str, EntryState] = field(default_factory=dict)
+    closed_through: date | None = None
 
-    def apply(self, lines: Iterable[Line], effective_at: date) -> None:
-        """Take posted lines in, so that the next event of the same transaction sees them."""
+    def owed(self, loan: LoanState) -> dict[str, int]:
+        """What the loan owes after everything posted so far: fees, interest, principal."""
+        return {role: loan.balance(self.chart[role]) for role in RECEIVABLES}
+
+    def of(self, loan: LoanState) -> str:
+        """The loan's state: what ended it, else paid off when it was lent and owes nothing, else open."""
+        if loan.ended_as is not None:
+            return loan.ended_as
+        return PAID_OFF if loan.draws and not any(self.owed(loan).values()) else OPEN
+
+    def apply(self, event: Event, lines: Iterable[Line]) -> None:
+        """Take a decided event in, so that the next event of the same transaction sees it."""
+        lines = tuple(lines)
         for line in lines:
             account = self.chart[line.account]
             if line.loan_id is None or not account.per_loan:
@@ -103,7 +146,47 @@ class State:
             key = (account.code, line.layer)
             net = line.amount_minor if line.direction == DEBIT else -line.amount_minor
             loan.balances[key] = loan.balances.get(key, 0) + _on_normal_side(account, net)
-            loan.later.append((effective_at, account.code, line.layer, net))
+            loan.later.append((event.effective_at, account.code, line.layer, net))
+        for loan_id, change in self._draws(event, lines).items():
+            self.loans[loan_id].draws += change
+        self._end(event)
+
+    def _draws(self, event: Event, lines: Iterable[Line]) -> Mapping[str, int]:
+        """Per loan 1 when the entry lends principal, -1 when it takes such an entry back. Putting payments back lends none."""
+        if event.kind in (EventKind.PAYMENT_RETURNED, EventKind.PAYMENT_ALLOCATED):
+            return {}
+        side, change = (CREDIT, -1) if isinstance(event, Reversal) else (DEBIT, 1)
+        principal = self.chart["principal"].code
+        return {
+            line.loan_id: change
+            for line in lines
+            if line.loan_id is not None
+            and line.direction == side
+            and line.layer == SETTLED
+            and self.chart[line.account].code == principal
+        }
+
+    def _end(self, event: Event) -> None:
+        if isinstance(event, ChargeOff):
+            self.loans[event.loan_id].ended_as = CHARGED_OFF
+        elif isinstance(event, Refinance):
+            self.loans[event.loan_id].ended_as = REFINANCED
+        elif isinstance(event, Reversal):
+            original = self.entries[event.reverses_entry_id]
+            for loan in self.loans_ended_by(original):
+                loan.ended_as = None
+
+    def loans_ended_by(self, entry: EntryState) -> list[LoanState]:
+        """The loan that a charge-off or a refinance ended: the one whose receivables it credited."""
+        if entry.event_type not in (EventKind.CHARGEOFF, EventKind.REFINANCE):
+            return []
+        codes = {self.chart[role].code for role in RECEIVABLES}
+        ended = {
+            line.loan_id
+            for line in entry.lines
+            if line.direction == CREDIT and self.chart[line.account].code in codes and line.loan_id is not None
+        }
+        return [self.loans[loan_id] for loan_id in ended]
 
 
 def _on_normal_side(account: Account, net_minor: int) -> int:

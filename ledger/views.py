@@ -1,27 +1,29 @@
-"""The API of the books: scope, shape, event or query, answer. No rule lives here."""
+"""The API of the books: scopes, shapes, answers. Writes are ledger/operations.py, reads ledger/queries.py; no rule lives here."""
 
 from __future__ import annotations
 
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import msgspec
 from django.db.backends.utils import CursorWrapper
 from django.http import HttpResponse
+from django.urls import Resolver404, resolve
 from rest_framework.request import Request
 
 from hpts import fields
-from hpts.auth import caller
+from hpts.auth import OF_ITS_ITEMS, caller
 from hpts.fields import given
-from hpts.openapi import operation
+from hpts.oauth import covers
+from hpts.openapi import Shape, View, operation
 from hpts.pagination import DEFAULT_PAGE_SIZE, page_token, position_of
-from hpts.problems import FieldProblem, InvalidPageToken, NotFound, ValidationFailed
+from hpts.problems import FieldProblem, InvalidPageToken, NotFound, Problem, ValidationFailed
 from hpts.rendering import answer
 from hpts.tenancy import tenant_transaction
 from hpts.views import APIViewSet, correlation_of
-from ledger import masters, queries
+from ledger import batch, queries
+from ledger import operations as ops
 from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
 from ledger.errors import (
@@ -29,6 +31,7 @@ from ledger.errors import (
     AccountNotFound,
     AccrualAlreadyPosted,
     AccrualModeRefuses,
+    AlreadyReturned,
     AlreadyReversed,
     AlreadySettled,
     AmountExceedsBalance,
@@ -42,66 +45,61 @@ from ledger.errors import (
     LoanChanged,
     LoanExists,
     LoanNotFound,
+    LoanStateRefuses,
     NotReversible,
+    PeriodClosed,
+    PlanOutdated,
     ProgramExists,
     ProgramNotFound,
     UnbalancedEntry,
 )
-from ledger.events import (
-    SETTLED,
-    Accrual,
-    AccruedLoan,
-    Disbursement,
-    DisbursementSettled,
-    EventKind,
-    Line,
-    ManualAdjustment,
-    PaymentReceived,
-    Reversal,
-)
+from ledger.events import SETTLED
 from ledger.idempotency import Call, fingerprint, once, read_key
-from ledger.posting import Origin, Posting, Touches, day_before
-from ledger.rules.waterfall import allocation
+from ledger.operations import Write
+from ledger.posting import Origin, Posting
 
-S = TypeVar("S", bound=msgspec.Struct)
+# What every posting may be refused for, and every body that moves money of a loan.
+DATED = (EffectiveDateRefused, PeriodClosed, AmountOutOfRange)
+OF_A_LOAN = (*DATED, LoanChanged, CurrencyMismatch)
 
-# What every body that moves money of a loan may be refused for.
-LOAN_REFUSALS = (LoanNotFound, BorrowerMismatch, CurrencyMismatch, EffectiveDateRefused, AmountOutOfRange)
+
+# What some write of a batch may be refused for.
+REFUSALS = tuple(kind for kind in Problem.__subclasses__() if kind.__module__ == "ledger.errors")
 
 
 class LedgerViewSet(APIViewSet):
     """What the ledger's views share: the call of a write, the transaction of a read, pages."""
 
-    def write(
-        self,
-        request: Request,
-        shape: type[S],
-        touches: Callable[[S], Touches],
-        work: Callable[[Posting, S], Mapping[str, Any]],
-        about_loan: Callable[[S], str] | None = None,
-    ) -> HttpResponse:
-        """Read the body, run `work` once for its key, and answer 201, or 200 with the first answer on a replay."""
+    def write(self, request: Request, write: Write[Any]) -> HttpResponse:
+        """Read the body, run the operation once for its key, and answer 201, or 200 with the first answer on a replay."""
         raw = self.document(request)
         self.query(request, shapes.NoQuery)
         key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
-        body = fields.parse(raw, shape)
-        call = Call(self.origin(request), key, fingerprint(self.operation_id, self.kwargs, raw))
+        body = fields.parse(raw, write.shape)
+        call = Call(self.origin(request), key, fingerprint(write.operation_id, self.kwargs, raw))
         expected = request.META.get("HTTP_IF_MATCH")
 
-        def guarded(posting: Posting) -> Mapping[str, Any]:
+        def guarded(posting: Posting) -> ops.Members:
             _check_version(posting, expected)
-            return work(posting, body)
+            return write.run(posting, body, self.kwargs)
 
-        done = once(call, touches(body), guarded)
+        done = once(call, write.touches(body, self.kwargs), guarded)
         response = answer(done.body, 200 if done.replayed else 201)
         if done.replayed:
             response["Idempotency-Replayed"] = "true"
-        if done.posting is not None and len(done.posting.state.loans) == 1:
-            (loan,) = done.posting.state.loans.values()
-            response["ETag"] = etag(loan.version)
-        elif done.replayed and about_loan is not None:
-            response["ETag"] = etag(self.version(request, about_loan(body)))
+        version = self._version_after(request, done.posting, write.loan(body, self.kwargs))
+        if version is not None:
+            response["ETag"] = etag(version)
         return response
+
+    def _version_after(self, request: Request, posting: Posting | None, loan_id: str | None) -> int | None:
+        """The version of the loan that a write was about: named by the request, or the only one that it touched."""
+        if posting is None:
+            return self.version(request, loan_id) if loan_id else None
+        loans = posting.state.loans
+        if loan_id in loans:
+            return loans[loan_id].version
+        return next(iter(loans.values())).version if len(loans) == 1 else None
 
     def version(self, request: Request, loan_id: str) -> int:
         """The version that a loan has now."""
@@ -122,6 +120,21 @@ class LedgerViewSet(APIViewSet):
         return [caller(request).tenant_id, type(self).__name__, *(None if f is None else str(f) for f in filters)]
 
 
+def posts(
+    write: Write[Any],
+    tag: str,
+    *,
+    answer: Shape,
+    returns: str,
+    refuses: Iterable[type[Problem]] = (),
+    etag: bool = False,
+) -> Callable[[View], View]:
+    """Declare a view of a write for the API document: name and body are the operation's own."""
+    return operation(
+        write.operation_id, tag, request=write.shape, answer=answer, returns=returns, refuses=refuses, etag=etag
+    )
+
+
 def etag(version: int) -> str:
     return f'"{version}"'
 
@@ -135,293 +148,151 @@ def _check_version(posting: Posting, expected: str | None) -> None:
         raise LoanChanged(f"The loan is at version {loan.version}; If-Match asks for {expected[:100]}.")
 
 
-def _facts(**facts: object) -> dict[str, object] | None:
-    kept = {name: value for name, value in facts.items() if value is not None}
-    return kept or None
-
-
-def _of_body(body: Any) -> str:
-    return body.loan_id  # type: ignore[no-any-return]
-
-
 class Payments(LedgerViewSet):
-    scopes: ClassVar = {"create": "hpts:payments:write"}
+    scopes: ClassVar = {
+        "create": ops.create_payment.scope,
+        "settlement": ops.settle_payment.scope,
+        "give_back": ops.return_payment.scope,
+    }
 
-    @operation(
-        "createPayment",
+    @posts(
+        ops.create_payment,
         "payments",
-        request=shapes.NewPayment,
         answer=shapes.PaymentPosted,
         returns="Payment posted",
         etag=True,
-        refuses=(*LOAN_REFUSALS, LoanChanged, DuplicateExternalRef),
+        refuses=(*OF_A_LOAN, LoanNotFound, BorrowerMismatch, DuplicateExternalRef, LoanStateRefuses),
     )
     def create(self, request: Request) -> HttpResponse:
         """Receive a payment.
 
         It is allocated by the program's waterfall; a PENDING one waits in suspense until it settles.
         """
+        return self.write(request, ops.create_payment)
 
-        def work(posting: Posting, body: shapes.NewPayment) -> dict[str, Any]:
-            entry = posting.post(
-                PaymentReceived(
-                    loan_id=body.loan_id,
-                    borrower_id=body.borrower_id,
-                    amount_minor=body.amount_minor,
-                    currency=body.currency,
-                    effective_at=body.effective_at,
-                    source_method=body.source_method,
-                    external_ref=given(body.external_ref),
-                    layer=given(body.layer) or SETTLED,
-                    facts=_facts(source_method=body.source_method, metadata=given(body.metadata)),
-                )
-            )
-            shares = allocation(posting.state, entry.lines)
-            return {
-                "payment_event_id": entry.journal_entry_id,
-                "journal_entry_id": entry.journal_entry_id,
-                "allocation": {f"{role}_minor": str(minor) for role, minor in shares.items()},
-                "posted_at": entry.posted_at,
-            }
+    @posts(
+        ops.settle_payment,
+        "payments",
+        answer=shapes.PaymentPosted,
+        returns="Settlement posted",
+        etag=True,
+        refuses=(*DATED, LoanChanged, AlreadySettled, AlreadyReturned, AlreadyReversed, LoanStateRefuses),
+    )
+    def settlement(self, request: Request, payment_event_id: str) -> HttpResponse:
+        """Settle a pending payment.
 
-        return self.write(
-            request,
-            shapes.NewPayment,
-            lambda body: Touches(loans=[body.loan_id], since=body.effective_at),
-            work,
-            _of_body,
-        )
+        The announced money has come: it is allocated by the waterfall of today's books.
+        """
+        return self.write(request, ops.settle_payment)
+
+    @posts(
+        ops.return_payment,
+        "payments",
+        answer=shapes.PaymentReturned,
+        returns="Return posted",
+        etag=True,
+        refuses=(*DATED, LoanChanged, AlreadyReturned, AlreadyReversed, LoanStateRefuses),
+    )
+    def give_back(self, request: Request, payment_event_id: str) -> HttpResponse:
+        """Return a payment.
+
+        The bank took it back: what it posted is mirrored, and an NSF fee may be assessed with it.
+        """
+        return self.write(request, ops.return_payment)
 
 
 class Disbursements(LedgerViewSet):
-    scopes: ClassVar = {"create": "hpts:disbursements:write", "settlement": "hpts:disbursements:write"}
+    scopes: ClassVar = {"create": ops.create_disbursement.scope, "settlement": ops.settle_disbursement.scope}
 
-    @operation(
-        "createDisbursement",
+    @posts(
+        ops.create_disbursement,
         "disbursements",
-        request=shapes.NewDisbursement,
         answer=shapes.DisbursementPosted,
         returns="Disbursement posted",
         etag=True,
-        refuses=(*LOAN_REFUSALS, LoanChanged, AmountExceedsLimit),
+        refuses=(*OF_A_LOAN, LoanNotFound, BorrowerMismatch, AmountExceedsLimit, LoanStateRefuses),
     )
     def create(self, request: Request) -> HttpResponse:
         """Disburse a loan.
 
         Debits principal receivable, credits disbursement clearing.
         """
+        return self.write(request, ops.create_disbursement)
 
-        def work(posting: Posting, body: shapes.NewDisbursement) -> dict[str, Any]:
-            entry = posting.post(
-                Disbursement(
-                    loan_id=body.loan_id,
-                    borrower_id=body.borrower_id,
-                    amount_minor=body.amount_minor,
-                    currency=body.currency,
-                    effective_at=body.effective_at,
-                    layer=given(body.layer) or SETTLED,
-                    facts=_facts(
-                        method=body.method,
-                        destination_ref=given(body.destination_ref),
-                        metadata=given(body.metadata),
-                    ),
-                )
-            )
-            return {
-                "disbursement_event_id": entry.journal_entry_id,
-                "journal_entry_id": entry.journal_entry_id,
-                "posted_at": entry.posted_at,
-            }
-
-        return self.write(
-            request,
-            shapes.NewDisbursement,
-            lambda body: Touches(loans=[body.loan_id], since=body.effective_at),
-            work,
-            _of_body,
-        )
-
-    @operation(
-        "settleDisbursement",
+    @posts(
+        ops.settle_disbursement,
         "disbursements",
-        request=shapes.Settlement,
         answer=shapes.DisbursementPosted,
         returns="Settlement posted",
-        refuses=(AlreadySettled, AlreadyReversed, EffectiveDateRefused, LoanChanged),
+        etag=True,
+        refuses=(*DATED, LoanChanged, AlreadySettled, AlreadyReversed),
     )
     def settlement(self, request: Request, disbursement_event_id: str) -> HttpResponse:
         """Settle a disbursement.
 
         The money has left the bank: debits disbursement clearing, credits cash.
         """
-
-        def work(posting: Posting, body: shapes.Settlement) -> dict[str, Any]:
-            original = posting.state.entry
-            if original is None or original.event_type != EventKind.DISBURSEMENT:
-                raise NotFound(f"There is no disbursement {disbursement_event_id}.")
-            entry = posting.post(
-                DisbursementSettled(effective_at=body.effective_at, disbursement_event_id=disbursement_event_id)
-            )
-            return {
-                "disbursement_event_id": disbursement_event_id,
-                "journal_entry_id": entry.journal_entry_id,
-                "posted_at": entry.posted_at,
-            }
-
-        return self.write(
-            request,
-            shapes.Settlement,
-            lambda body: Touches(entry=disbursement_event_id, since=body.effective_at),
-            work,
-        )
+        return self.write(request, ops.settle_disbursement)
 
 
 class Accruals(LedgerViewSet):
-    scopes: ClassVar = {"batch": "hpts:accruals:write"}
+    scopes: ClassVar = {"batch": ops.create_accrual_batch.scope}
     large_bodies = frozenset({"batch"})
 
-    @operation(
-        "createAccrualBatch",
+    @posts(
+        ops.create_accrual_batch,
         "accruals",
-        request=shapes.AccrualBatch,
         answer=shapes.AccrualPosted,
         returns="Accruals posted",
-        refuses=(ProgramNotFound, AccrualModeRefuses, AccrualAlreadyPosted, EffectiveDateRefused, AmountOutOfRange),
+        refuses=(*DATED, ProgramNotFound, AccrualModeRefuses, AccrualAlreadyPosted),
     )
     def batch(self, request: Request) -> HttpResponse:
         """Accrue a day of interest on many loans of a program.
 
         One entry for all of them, or nothing: every item that disagrees with the books is named in `errors`.
         """
-
-        def work(posting: Posting, body: shapes.AccrualBatch) -> dict[str, Any]:
-            if queries.program(posting.cursor, program_id=body.program_id, on=body.accrual_date) is None:
-                raise ProgramNotFound(f"There is no program {body.program_id}.")
-            items = tuple(
-                AccruedLoan(
-                    loan_id=item.loan_id,
-                    outstanding_principal_minor=item.outstanding_principal_minor,
-                    interest_minor=item.interest_minor,
-                )
-                for item in body.loans
-            )
-            entry = posting.post(
-                Accrual(
-                    effective_at=body.accrual_date,
-                    program_id=body.program_id,
-                    day_count_convention=body.day_count_convention,
-                    loans=items,
-                )
-            )
-            return {
-                "accrual_event_id": entry.journal_entry_id,
-                "journal_entry_id": entry.journal_entry_id,
-                "loan_count": len(items),
-                "total_accrued_minor": str(sum(item.interest_minor for item in items)),
-                "posted_at": entry.posted_at,
-            }
-
-        return self.write(
-            request,
-            shapes.AccrualBatch,
-            lambda body: Touches(
-                loans=[item.loan_id for item in body.loans],
-                since=day_before(body.accrual_date),
-                accrual=body.accrual_date,
-            ),
-            work,
-        )
+        return self.write(request, ops.create_accrual_batch)
 
 
 class Reversals(LedgerViewSet):
-    scopes: ClassVar = {"create": "hpts:reversals:write"}
+    scopes: ClassVar = {"create": ops.create_reversal.scope}
 
-    @operation(
-        "createReversal",
+    @posts(
+        ops.create_reversal,
         "reversals",
-        request=shapes.NewReversal,
         answer=shapes.ReversalPosted,
         returns="Reversal posted",
-        refuses=(
-            EntryNotFound,
-            AlreadyReversed,
-            NotReversible,
-            EffectiveDateRefused,
-            AmountExceedsBalance,
-            AmountOutOfRange,
-            AccountClosed,
-        ),
+        refuses=(*DATED, EntryNotFound, AlreadyReversed, NotReversible, AmountExceedsBalance, AccountClosed),
     )
     def create(self, request: Request) -> HttpResponse:
         """Reverse a journal entry.
 
         Posts the mirror of every line, once.
         """
-
-        def work(posting: Posting, body: shapes.NewReversal) -> dict[str, Any]:
-            if posting.state.entry is None:
-                raise EntryNotFound(f"There is no journal entry {body.reverses_entry_id}.")
-            entry = posting.post(
-                Reversal(
-                    effective_at=given(body.effective_at) or posting.today,
-                    reverses_entry_id=body.reverses_entry_id,
-                    reason_code=body.reason_code,
-                    description=given(body.reason_description),
-                    facts=_facts(reason_code=body.reason_code, metadata=given(body.metadata)),
-                )
-            )
-            return {
-                "journal_entry_id": entry.journal_entry_id,
-                "reverses_entry_id": body.reverses_entry_id,
-                "posted_at": entry.posted_at,
-                "correlation_id": entry.correlation_id,
-            }
-
-        return self.write(
-            request,
-            shapes.NewReversal,
-            lambda body: Touches(entry=body.reverses_entry_id, since=given(body.effective_at)),
-            work,
-        )
+        return self.write(request, ops.create_reversal)
 
 
 class JournalEntries(LedgerViewSet):
-    scopes: ClassVar = {"create": "hpts:admin:adjustments", "retrieve": "hpts:ledger:read"}
+    scopes: ClassVar = {"create": ops.create_journal_entry.scope, "retrieve": "hpts:ledger:read"}
 
-    @operation(
-        "createJournalEntry",
+    @posts(
+        ops.create_journal_entry,
         "journal",
-        request=shapes.NewJournalEntry,
         answer=shapes.EntryPosted,
         returns="Entry posted",
-        refuses=(*LOAN_REFUSALS, AccountNotFound, AccountClosed, UnbalancedEntry, AmountExceedsBalance),
+        refuses=(
+            *OF_A_LOAN,
+            LoanNotFound,
+            BorrowerMismatch,
+            AccountNotFound,
+            AccountClosed,
+            UnbalancedEntry,
+            AmountExceedsBalance,
+        ),
     )
     def create(self, request: Request) -> HttpResponse:
         """Post an accountant's own lines."""
-
-        def work(posting: Posting, body: shapes.NewJournalEntry) -> dict[str, Any]:
-            entry = posting.post(
-                ManualAdjustment(
-                    effective_at=body.effective_at,
-                    description=body.description,
-                    lines=tuple(_manual_line(line) for line in body.lines),
-                    facts=_facts(metadata=given(body.metadata)),
-                )
-            )
-            return {
-                "journal_entry_id": entry.journal_entry_id,
-                "posted_at": entry.posted_at,
-                "correlation_id": entry.correlation_id,
-            }
-
-        return self.write(
-            request,
-            shapes.NewJournalEntry,
-            lambda body: Touches(
-                loans=sorted({line.loan_id for line in body.lines if line.loan_id}), since=body.effective_at
-            ),
-            work,
-        )
+        return self.write(request, ops.create_journal_entry)
 
     @operation("getJournalEntry", "journal", answer="JournalEntry", returns="The entry")
     def retrieve(self, request: Request, journal_entry_id: str) -> HttpResponse:
@@ -434,47 +305,38 @@ class JournalEntries(LedgerViewSet):
         return answer(body)
 
 
-def _manual_line(line: shapes.ManualLine) -> Line:
-    return Line(
-        line.account_code,
-        line.direction,
-        line.amount_minor,
-        line.currency,
-        given(line.layer) or SETTLED,
-        given(line.loan_id),
-        given(line.borrower_id),
-        given(line.external_ref),
-    )
-
-
 class Programs(LedgerViewSet):
-    scopes: ClassVar = {"create": "hpts:admin:loans", "list": "hpts:loans:read", "retrieve": "hpts:loans:read"}
+    scopes: ClassVar = {
+        "create": ops.create_program.scope,
+        "terms": ops.change_program_terms.scope,
+        "list": "hpts:loans:read",
+        "retrieve": "hpts:loans:read",
+    }
 
-    @operation(
-        "createProgram",
+    @posts(
+        ops.create_program,
         "programs",
-        request=shapes.NewProgram,
         answer=shapes.Program,
         returns="Program created",
         refuses=(ProgramExists,),
     )
     def create(self, request: Request) -> HttpResponse:
         """Create a program."""
+        return self.write(request, ops.create_program)
 
-        def work(posting: Posting, body: shapes.NewProgram) -> dict[str, Any]:
-            return masters.create_program(
-                posting.cursor,
-                on=posting.today,
-                program_id=given(body.program_id) or str(uuid.uuid4()),
-                name=body.name,
-                currency=body.currency,
-                annual_rate_bps=body.annual_rate_bps,
-                day_count_convention=body.day_count_convention,
-                waterfall=tuple(given(body.waterfall) or RECEIVABLES),
-                accrual_mode=given(body.accrual_mode) or "client",
-            )
+    @posts(
+        ops.change_program_terms,
+        "programs",
+        answer=shapes.ProgramTerms,
+        returns="Terms recorded",
+        refuses=(EffectiveDateRefused, PeriodClosed),
+    )
+    def terms(self, request: Request, program_id: str) -> HttpResponse:
+        """Change a program's terms from a date on.
 
-        return self.write(request, shapes.NewProgram, lambda body: Touches(), work)
+        What is left out stays as it is. Terms are never edited: of two for one date the later one holds.
+        """
+        return self.write(request, ops.change_program_terms)
 
     @operation("listPrograms", "programs", query=shapes.Page, answer=shapes.ProgramPage, returns="Page of programs")
     def list(self, request: Request) -> HttpResponse:
@@ -500,17 +362,16 @@ class Programs(LedgerViewSet):
 
 class Loans(LedgerViewSet):
     scopes: ClassVar = {
-        "create": "hpts:admin:loans",
+        "create": ops.create_loan.scope,
         "list": "hpts:loans:read",
         "retrieve": "hpts:loans:read",
         "journal_entries": "hpts:ledger:read",
         "balance": "hpts:balances:read",
     }
 
-    @operation(
-        "createLoan",
+    @posts(
+        ops.create_loan,
         "loans",
-        request=shapes.NewLoan,
         answer=shapes.Loan,
         returns="Loan created",
         etag=True,
@@ -518,24 +379,10 @@ class Loans(LedgerViewSet):
     )
     def create(self, request: Request) -> HttpResponse:
         """Create a loan."""
-
-        def work(posting: Posting, body: shapes.NewLoan) -> dict[str, Any]:
-            return masters.create_loan(
-                posting.cursor,
-                on=posting.today,
-                loan_id=given(body.loan_id) or str(uuid.uuid4()),
-                borrower_id=body.borrower_id,
-                program_id=body.program_id,
-                opened_on=body.opened_on,
-                principal_limit_minor=given(body.principal_limit_minor),
-                annual_rate_bps=given(body.annual_rate_bps),
-            )
-
-        response = self.write(request, shapes.NewLoan, lambda body: Touches(), work)
-        replayed = "Idempotency-Replayed" in response
-        # A new loan's id may be the server's, so it is read off the answer.
-        loan_id = msgspec.json.decode(response.content)["loan_id"]
-        response["ETag"] = etag(self.version(request, loan_id) if replayed else 0)
+        response = self.write(request, ops.create_loan)
+        if "Idempotency-Replayed" in response:
+            # The loan's id may be the server's, so it is read off the first answer.
+            response["ETag"] = etag(self.version(request, msgspec.json.decode(response.content)["loan_id"]))
         return response
 
     @operation("listLoans", "loans", query=shapes.LoansQuery, answer=shapes.LoanPage, returns="Page of loans")
@@ -646,12 +493,221 @@ class Loans(LedgerViewSet):
         return response
 
 
+class Servicing(LedgerViewSet):
+    """What is done to one loan, each by one entry of the kind named."""
+
+    scopes: ClassVar = {
+        "fee": ops.assess_fee.scope,
+        "fee_waiver": ops.waive_fee.scope,
+        "chargeoff": ops.charge_off_loan.scope,
+        "recovery": ops.record_recovery.scope,
+        "refinance": ops.refinance_loan.scope,
+        "restructure": ops.restructure_loan.scope,
+        "suspense_allocation": ops.allocate_suspense.scope,
+        "replan": ops.replan_loan.scope,
+    }
+
+    @posts(
+        ops.assess_fee,
+        "servicing",
+        answer=shapes.EntryPosted,
+        returns="Fee posted",
+        etag=True,
+        refuses=(*OF_A_LOAN, LoanStateRefuses),
+    )
+    def fee(self, request: Request, loan_id: str) -> HttpResponse:
+        """Assess a fee."""
+        return self.write(request, ops.assess_fee)
+
+    @posts(
+        ops.waive_fee,
+        "servicing",
+        answer=shapes.EntryPosted,
+        returns="Waiver posted",
+        etag=True,
+        refuses=(*OF_A_LOAN, AmountExceedsBalance),
+    )
+    def fee_waiver(self, request: Request, loan_id: str) -> HttpResponse:
+        """Waive fees.
+
+        At most what is outstanding on every date from the waiver's on.
+        """
+        return self.write(request, ops.waive_fee)
+
+    @posts(
+        ops.charge_off_loan,
+        "servicing",
+        answer=shapes.ChargedOff,
+        returns="Charge-off posted",
+        etag=True,
+        refuses=(*DATED, LoanChanged, LoanStateRefuses, AmountExceedsBalance),
+    )
+    def chargeoff(self, request: Request, loan_id: str) -> HttpResponse:
+        """Charge a loan off.
+
+        All principal, interest and fees go to charge-off expense; suspense stays.
+        """
+        return self.write(request, ops.charge_off_loan)
+
+    @posts(
+        ops.record_recovery,
+        "servicing",
+        answer=shapes.EntryPosted,
+        returns="Recovery posted",
+        etag=True,
+        refuses=(*OF_A_LOAN, LoanStateRefuses),
+    )
+    def recovery(self, request: Request, loan_id: str) -> HttpResponse:
+        """Record money on a charged-off loan."""
+        return self.write(request, ops.record_recovery)
+
+    @posts(
+        ops.refinance_loan,
+        "servicing",
+        answer=shapes.Refinanced,
+        returns="Refinance posted",
+        etag=True,
+        refuses=(
+            *OF_A_LOAN,
+            ProgramNotFound,
+            BorrowerMismatch,
+            LoanExists,
+            LoanStateRefuses,
+            AmountExceedsLimit,
+            AmountExceedsBalance,
+        ),
+    )
+    def refinance(self, request: Request, loan_id: str) -> HttpResponse:
+        """Pay a loan off from a new one.
+
+        The new loan is created with it, and may pay out cash as well.
+        """
+        return self.write(request, ops.refinance_loan)
+
+    @posts(
+        ops.restructure_loan,
+        "servicing",
+        answer=shapes.Restructured,
+        returns="Restructure recorded",
+        etag=True,
+        refuses=(*DATED, LoanChanged, LoanStateRefuses, AmountExceedsBalance),
+    )
+    def restructure(self, request: Request, loan_id: str) -> HttpResponse:
+        """Give a loan new terms from a date on.
+
+        Interest and fees may become principal. Without any there is no entry; the terms are recorded.
+        """
+        return self.write(request, ops.restructure_loan)
+
+    @posts(
+        ops.allocate_suspense,
+        "payments",
+        answer=shapes.SuspenseAllocated,
+        returns="Allocation posted",
+        etag=True,
+        refuses=(*OF_A_LOAN, AmountExceedsBalance),
+    )
+    def suspense_allocation(self, request: Request, loan_id: str) -> HttpResponse:
+        """Allocate money that waits in suspense.
+
+        By the waterfall, and never more than suspense holds or the receivables take.
+        """
+        return self.write(request, ops.allocate_suspense)
+
+    @posts(
+        ops.replan_loan,
+        "servicing",
+        answer=shapes.Replan,
+        returns="The plan, or what was committed",
+        etag=True,
+        refuses=(*DATED, LoanChanged, PlanOutdated),
+    )
+    def replan(self, request: Request, loan_id: str) -> HttpResponse:
+        """Plan what late payments change, and commit it.
+
+        Without `plan_hash`: the exact entries that would bring the loan to where it would be had every payment from
+        `from_date` on arrived on its date. With it they are posted, all in one transaction, unless the loan has moved.
+        """
+        return self.write(request, ops.replan_loan)
+
+
+class Batches(LedgerViewSet):
+    scopes: ClassVar = {"create": OF_ITS_ITEMS}
+    large_bodies = frozenset({"create"})
+
+    @operation(
+        "createBatch",
+        "batches",
+        request=shapes.NewBatch,
+        answer=shapes.BatchDone,
+        returns="Batch done",
+        refuses=(*REFUSALS,),
+    )
+    def create(self, request: Request) -> HttpResponse:
+        """Run many writes.
+
+        `atomic`: all of them in one transaction, or none; the first refusal is the batch's. `each`: every item by itself, with an
+        outcome of its own; a repeat goes on where the first one broke off. An item is the path below /v1 and the body of a POST.
+        """
+        raw = self.document(request)
+        self.query(request, shapes.NoQuery)
+        key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
+        body = fields.parse(raw, shapes.NewBatch)
+        items = _batch_items(body)
+        call = Call(self.origin(request), key, fingerprint(self.operation_id, {}, raw))
+        scopes = caller(request).scopes
+        run = batch.all_or_nothing if body.mode == "atomic" else batch.one_by_one
+        done = run(call, items, lambda scope: covers(scopes, scope))
+        response = answer(done.body, 200 if done.replayed else 201)
+        if done.replayed:
+            response["Idempotency-Replayed"] = "true"
+        return response
+
+
+def _batch_items(body: shapes.NewBatch) -> list[batch.Item]:
+    """Each item with the operation that its path stands for. Raises ValidationFailed naming every path that is none."""
+    items, wrong = [], []
+    for position, item in enumerate(body.items):
+        found = _write_at(item.path)
+        if found is None:
+            message = "The path of a POST below /v1 is expected, such as /payments; batches do not nest."
+            wrong.append(FieldProblem(f"items.{position}.path", "not_a_choice", message))
+        else:
+            items.append(batch.Item(*found, item.body))
+    if wrong:
+        raise ValidationFailed("One or more fields are not valid.", wrong)
+    return items
+
+
+def _write_at(path: str) -> tuple[Write[Any], dict[str, str]] | None:
+    try:
+        match = resolve(f"/v1{path}")
+    except Resolver404:
+        return None
+    action = getattr(match.func, "actions", {}).get("post")
+    declared = getattr(getattr(match.func, "cls", None), action or "", None)
+    write = ops.WRITES.get(declared.operation.operation_id) if declared is not None else None
+    return (write, match.kwargs) if write is not None else None
+
+
 class Accounts(LedgerViewSet):
     scopes: ClassVar = {
+        "create": ops.create_account.scope,
+        "closure": ops.close_account.scope,
         "list": "hpts:balances:read",
         "balance": "hpts:balances:read",
         "trial_balance": "hpts:balances:read",
     }
+
+    @posts(ops.create_account, "accounts", answer=shapes.AccountRow, returns="Account created")
+    def create(self, request: Request) -> HttpResponse:
+        """Add an account to the chart, for manual adjustments."""
+        return self.write(request, ops.create_account)
+
+    @posts(ops.close_account, "accounts", answer=shapes.AccountRow, returns="Account closed", refuses=(AccountClosed,))
+    def closure(self, request: Request, account_code: str) -> HttpResponse:
+        """Close an account: it takes no more lines."""
+        return self.write(request, ops.close_account)
 
     @operation("listAccounts", "accounts", answer=shapes.Accounts, returns="Every account")
     def list(self, request: Request) -> HttpResponse:
@@ -659,18 +715,7 @@ class Accounts(LedgerViewSet):
         self.query(request, shapes.NoQuery)
         with self.read(request) as cursor:
             found = queries.accounts(cursor)
-        items = [
-            {
-                "account_code": account.code,
-                "account_name": account.name,
-                "account_type": account.account_type,
-                "normal_side": account.normal_side,
-                "per_loan": account.per_loan,
-                "closed": closed,
-            }
-            for account, closed in found
-        ]
-        return answer({"items": items})
+        return answer({"items": [queries.account_object(account, closed) for account, closed in found]})
 
     @operation(
         "getAccountBalance", "balances", query=shapes.AccountQuery, answer=shapes.AccountBalance, returns="The balance"
@@ -688,7 +733,12 @@ class Accounts(LedgerViewSet):
         if not found:
             raise NotFound(f"There is no account {account_code}.")
         return answer(
-            {"currency": query.currency, "layer": layer, "as_of_date": as_of.isoformat(), **_balance_row(found[0])}
+            {
+                "currency": query.currency,
+                "layer": layer,
+                "as_of_date": as_of.isoformat(),
+                **queries.account_balance_object(found[0]),
+            }
         )
 
     @operation(
@@ -708,26 +758,38 @@ class Accounts(LedgerViewSet):
         with self.read(request) as cursor:
             as_of = given(query.as_of_date) or queries.today(cursor)
             found = queries.trial_balance(cursor, currency=query.currency, layer=layer, as_of=as_of)
-        return answer(
-            {
-                "as_of_date": as_of.isoformat(),
-                "currency": query.currency,
-                "layer": layer,
-                "accounts": [_balance_row(row) for row in found],
-                "total_dr_minor": str(sum(row.dr_minor for row in found)),
-                "total_cr_minor": str(sum(row.cr_minor for row in found)),
-            }
-        )
+        return answer({"as_of_date": as_of.isoformat(), **queries.trial_balance_object(found, query.currency, layer)})
 
 
-def _balance_row(row: queries.AccountBalance) -> dict[str, str]:
-    return {
-        "account_code": row.account.code,
-        "account_name": row.account.name,
-        "dr_balance_minor": str(row.dr_minor),
-        "cr_balance_minor": str(row.cr_minor),
-        "normal_balance_minor": str(row.normal_minor),
-    }
+class Periods(LedgerViewSet):
+    scopes: ClassVar = {"close": ops.close_period.scope, "list": "hpts:admin:periods"}
+
+    @posts(
+        ops.close_period,
+        "periods",
+        answer=shapes.Period,
+        returns="Period closed",
+        refuses=(EffectiveDateRefused, PeriodClosed),
+    )
+    def close(self, request: Request) -> HttpResponse:
+        """Close the books through a date.
+
+        Nothing is dated on or before it any more; the trial balances of that day are kept.
+        """
+        return self.write(request, ops.close_period)
+
+    @operation("listPeriods", "periods", query=shapes.Page, answer=shapes.PeriodPage, returns="Page of closed periods")
+    def list(self, request: Request) -> HttpResponse:
+        """Closed periods, the latest first."""
+        query = self.query(request, shapes.Page)
+        size = given(query.page_size) or DEFAULT_PAGE_SIZE
+        scope = self.page_scope(request)
+        before = _after(given(query.page_token), scope)
+        with self.read(request) as cursor:
+            found = queries.closed_periods(cursor, before=before, limit=size + 1)
+        more = len(found) > size
+        tail = f',"next_page_token":"{page_token(scope, [found[size - 1][0].isoformat()])}"' if more else ""
+        return answer(f'{{"items":[{",".join(body for _, body in found[:size])}]{tail}}}')
 
 
 def _after(token: str | None, scope: list[str | None], kind: type[Any] = str) -> Any:

@@ -23,6 +23,8 @@ ALTER TABLE public.loan ADD CONSTRAINT loan_program
     FOREIGN KEY (tenant_id, program_id) REFERENCES public.program (tenant_id, id);
 ALTER TABLE public.loan_terms ADD CONSTRAINT loan_terms_loan
     FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
+ALTER TABLE public.loan_terms ADD CONSTRAINT loan_terms_entry
+    FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
 ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_reverses
     FOREIGN KEY (tenant_id, reverses_entry_id) REFERENCES public.journal_entry (tenant_id, id);
 ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_settles
@@ -54,7 +56,7 @@ DECLARE
 BEGIN
     -- Rows that never change.
     FOREACH name IN ARRAY ARRAY['program', 'program_terms', 'loan_terms', 'journal_entry', 'journal_line',
-                                'loan_accrual', 'idempotency_key', 'outbox_message']
+                                'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close']
     LOOP
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE OR DELETE OR TRUNCATE ON public.%I '
                        'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_append_only', name);
@@ -261,6 +263,10 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
             MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time', NEW.id);
     END IF;
+    IF NEW.effective_at <= (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = NEW.tenant_id) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
+            MESSAGE = format('the period of %s is closed', NEW.effective_at);
+    END IF;
     IF NEW.event_type = 'reversal' AND NEW.line_count <> (
         SELECT count(*)
         FROM public.journal_line o
@@ -302,6 +308,23 @@ CREATE TRIGGER loan_accrual_wall AFTER INSERT ON public.loan_accrual
     REFERENCING NEW TABLE AS new_accrual FOR EACH STATEMENT EXECUTE FUNCTION public.loan_accrual_wall();
 ALTER TABLE public.loan_accrual ENABLE ALWAYS TRIGGER loan_accrual_wall;
 
+-- Periods close forward, and not in the future (no zone is a day ahead of UTC). The lock is the one that postings share.
+CREATE FUNCTION public.period_close_wall() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(hashtextextended(NEW.tenant_id::text || ' periods', 0));
+    IF NEW.through_date <= (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = NEW.tenant_id)
+       OR NOT isfinite(NEW.through_date) OR NEW.through_date > (clock_timestamp() AT TIME ZONE 'UTC')::date + 1
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'period_close_forward',
+            MESSAGE = format('a period cannot be closed through %s: periods close forward, up to today', NEW.through_date);
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER period_close_wall BEFORE INSERT ON public.period_close
+    FOR EACH ROW EXECUTE FUNCTION public.period_close_wall();
+ALTER TABLE public.period_close ENABLE ALWAYS TRIGGER period_close_wall;
+
 -- 4. A tenant sees and touches only its own --------------------------------------------------------------------------
 -- FORCE binds the owner too, so the functions below, which run as the owner, are inside the wall. NULLIF: after a
 -- transaction that set it the setting is '' and not NULL.
@@ -310,7 +333,7 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['tenant', 'program', 'program_terms', 'gl_account', 'loan', 'loan_terms', 'journal_entry',
-                                'journal_line', 'loan_balance', 'loan_accrual', 'idempotency_key', 'outbox_message']
+                                'journal_line', 'loan_balance', 'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close']
     LOOP
         EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
@@ -326,7 +349,8 @@ END $$;
 -- keys and outbox through record_posting alone.
 GRANT SELECT ON public.tenant, public.program, public.program_terms, public.gl_account, public.loan, public.loan_terms,
     public.journal_entry, public.journal_line, public.loan_balance, public.loan_accrual, public.idempotency_key,
-    public.outbox_message TO hpts_app, hpts_readonly;
-GRANT INSERT ON public.tenant, public.program, public.program_terms, public.gl_account, public.loan_terms TO hpts_app;
+    public.outbox_message, public.period_close TO hpts_app, hpts_readonly;
+GRANT INSERT ON public.tenant, public.program, public.program_terms, public.gl_account, public.loan_terms,
+    public.period_close TO hpts_app;
 GRANT INSERT (tenant_id, id, borrower_id, program_id, currency, opened_on, principal_limit_minor) ON public.loan TO hpts_app;
 GRANT UPDATE (closed_at, closure_reason) ON public.gl_account TO hpts_app;

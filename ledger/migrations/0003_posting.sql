@@ -4,23 +4,26 @@
 
 -- 1. Open -------------------------------------------------------------------------------------------------------------
 -- In order, each its own statement and so with its own snapshot under READ COMMITTED: set the tenant; try the key's lock
--- and never wait for it; look the key up; lock the loans in id order; read them.
+-- and never wait for it; look the key up; hold the periods; lock the loans in id order; read them.
 --   p_key      the idempotency key, or NULL (command line, schedules)
---   p_loans    loans that the event names
---   p_entry    an entry that the event is about (reversal, settlement): its loans are locked too
+--   p_loans    loans that the events name
+--   p_entries  entries that the events are about (reversal, settlement, return): their loans are locked too
 --   p_since    movements effective after this date come along as `later`, for availability and as-of figures
 --   p_accrual  a date: each loan comes with what has been accrued for it
+--   p_mode     'post'; 'close' to close a period, which no posting may run beside; 'read' to look without any lock
 -- `state` is NULL when the key's lock is held elsewhere or the key has been used.
 CREATE FUNCTION public.open_posting(
-    p_tenant uuid, p_key text, p_loans uuid[], p_entry uuid, p_since date, p_accrual date,
+    p_tenant uuid, p_key text, p_loans uuid[], p_entries uuid[], p_since date, p_accrual date, p_mode text,
     OUT locked boolean, OUT fingerprint bytea, OUT response text, OUT state text
 ) LANGUAGE plpgsql SECURITY DEFINER
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan AS $$
 DECLARE
     v_loans uuid[] := p_loans;
-    v_seen boolean;
+    v_entries uuid[];
+    v_settling uuid[] := p_entries;
+    v_seen bigint;
     v_latest date;
-    v_entry json;
+    v_entry_states json;
     v_later json;
     v_accruals json;
 BEGIN
@@ -38,34 +41,50 @@ BEGIN
         END IF;
     END IF;
 
-    IF p_entry IS NOT NULL THEN
-        -- NULL is filtered outside: as a condition on the lines it would invite the index of loans' histories.
-        SELECT array_agg(DISTINCT x) FILTER (WHERE x IS NOT NULL), coalesce(bool_or(of_entry), false) INTO v_loans, v_seen
-        FROM (SELECT unnest(p_loans) AS x, false AS of_entry
-              UNION ALL
-              SELECT l.loan_id, true FROM public.journal_line l
-              WHERE l.tenant_id = p_tenant AND l.entry_id = p_entry) u;
+    -- Postings share the periods, a close has them alone: so nothing is dated into a period while it closes.
+    IF p_mode = 'post' THEN
+        PERFORM pg_advisory_xact_lock_shared(hashtextextended(p_tenant::text || ' periods', 0));
+    ELSIF p_mode = 'close' THEN
+        PERFORM pg_advisory_xact_lock(hashtextextended(p_tenant::text || ' periods', 0));
     END IF;
 
-    -- NO KEY: rows that point at the loan (terms, lines) stay insertable by others.
-    SELECT max(held.last_effective_at) INTO v_latest
-    FROM (SELECT l.last_effective_at FROM public.loan l
-          WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans) ORDER BY l.id FOR NO KEY UPDATE) held;
+    IF p_entries IS NOT NULL THEN
+        -- NULL is filtered outside: as a condition on the lines it would invite the index of loans' histories.
+        SELECT array_agg(DISTINCT x) FILTER (WHERE x IS NOT NULL), count(DISTINCT of_entry) INTO v_loans, v_seen
+        FROM (SELECT unnest(p_loans) AS x, NULL::uuid AS of_entry
+              UNION ALL
+              SELECT l.loan_id, l.entry_id FROM public.journal_line l
+              WHERE l.tenant_id = p_tenant AND l.entry_id = ANY (p_entries)) u;
+    END IF;
 
-    IF p_entry IS NOT NULL THEN
-        SELECT json_build_object(
+    IF p_mode = 'read' THEN
+        SELECT max(l.last_effective_at) INTO v_latest
+        FROM public.loan l WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans);
+    ELSE
+        -- NO KEY: rows that point at the loan (terms, lines) stay insertable by others.
+        SELECT max(held.last_effective_at) INTO v_latest
+        FROM (SELECT l.last_effective_at FROM public.loan l
+              WHERE l.tenant_id = p_tenant AND l.id = ANY (v_loans) ORDER BY l.id FOR NO KEY UPDATE) held;
+    END IF;
+
+    IF p_entries IS NOT NULL THEN
+        IF v_seen <> (SELECT count(*) FROM public.journal_entry e WHERE e.tenant_id = p_tenant AND e.id = ANY (p_entries)) THEN
+            -- One was committed between the two look-ups, so its loans are not locked: begin again.
+            RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = 'the entry has just been recorded';
+        END IF;
+        -- What settled them comes along, and what settled that.
+        WHILE v_settling IS NOT NULL LOOP
+            v_entries := v_entries || v_settling;
+            SELECT array_agg(s.id) INTO v_settling
+            FROM public.journal_entry s WHERE s.tenant_id = p_tenant AND s.settles_entry_id = ANY (v_settling);
+        END LOOP;
+        SELECT json_agg(json_build_object(
             'entry_id', e.id, 'event_type', e.event_type, 'effective_at', e.effective_at, 'document', e.document,
             'settles_entry_id', e.settles_entry_id,
             'reversed_by', (SELECT r.event_type FROM public.journal_entry r
-                            WHERE r.tenant_id = p_tenant AND r.reverses_entry_id = p_entry),
-            'settled_by', (SELECT s.id FROM public.journal_entry s
-                           WHERE s.tenant_id = p_tenant AND s.settles_entry_id = p_entry))
-        INTO v_entry
-        FROM public.journal_entry e WHERE e.tenant_id = p_tenant AND e.id = p_entry;
-        IF FOUND AND NOT v_seen THEN
-            -- It was committed between the two look-ups, so its loans are not locked: begin again.
-            RAISE EXCEPTION USING ERRCODE = 'serialization_failure', MESSAGE = 'the entry has just been recorded';
-        END IF;
+                            WHERE r.tenant_id = p_tenant AND r.reverses_entry_id = e.id)))
+        INTO v_entry_states
+        FROM public.journal_entry e WHERE e.tenant_id = p_tenant AND e.id = ANY (v_entries);
     END IF;
     IF v_latest > p_since THEN
         SELECT json_agg(json_build_array(m.loan_id, m.effective_at, m.account_code, m.layer, m.net_minor)) INTO v_later
@@ -87,11 +106,13 @@ BEGIN
 
     SELECT json_build_object(
         'posted_at', to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-        'today', n.today, 'entry', v_entry, 'later', v_later, 'accruals', v_accruals,
+        'today', n.today, 'closed_through', (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = p_tenant),
+        'entries', v_entry_states, 'later', v_later, 'accruals', v_accruals,
         'loans', (
             SELECT json_agg(json_build_object(
                 'loan_id', l.id, 'borrower_id', l.borrower_id, 'program_id', l.program_id, 'currency', l.currency,
                 'opened_on', l.opened_on, 'principal_limit_minor', l.principal_limit_minor, 'version', l.version,
+                'draws', l.draws, 'ended_as', l.ended_as,
                 'day_count_convention', p.day_count_convention, 'waterfall', t.waterfall, 'accrual_mode', t.accrual_mode,
                 'balances', (SELECT json_agg(json_build_array(b.account_code, b.layer, b.balance_minor))
                              FROM public.loan_balance b WHERE b.tenant_id = p_tenant AND b.loan_id = l.id)))
@@ -114,7 +135,7 @@ END $$;
 -- statement, as the walls demand.
 --   p_entries  a JSON list, in the order of posting, of pairs: the entry's canonical document (a string), and what the document
 --              does not hold: {settles_entry_id, source_method, external_ref, facts,
---              versions: [per line, its loan's version after the entry or null], accruals: [{loan_id, revision, interest_minor}]}
+--              versions: [per line, its loan's version after the entry or null], loans: [{loan_id, draws, ended_as}], accruals: [{loan_id, revision, interest_minor}]}
 --   p_key, p_fingerprint, p_response  the key row, when there is a key
 -- Rows are looked up one by one, by full key (OFFSET 0): a join with the books could be planned on the statistics of an empty
 -- table and stay so until the table is analysed. Plans are made once per session, not once per posting.
@@ -206,6 +227,12 @@ BEGIN
             END IF;
         END LOOP;
 
+        -- What the entry makes of its loans, when it is more than their balances: lent, ended, open again.
+        IF v_extra ? 'loans' THEN
+            UPDATE public.loan l SET draws = m.draws, ended_as = m.ended_as
+            FROM jsonb_to_recordset(v_extra->'loans') AS m (loan_id uuid, draws int, ended_as text)
+            WHERE l.tenant_id = v_tenant AND l.id = m.loan_id;
+        END IF;
         IF (v_entry->>'event_type' = 'accrual') IS DISTINCT FROM (v_extra ? 'accruals') THEN
             RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
                 MESSAGE = 'an accrual, and nothing else, brings the dates that it uses up';

@@ -9,7 +9,9 @@ from ledger.events import EventKind, Line
 from ledger.rules.accrual import accrual
 from ledger.rules.correction import manual_adjustment, reversal
 from ledger.rules.disbursement import disbursement, disbursement_settled
-from ledger.rules.payment import payment_received
+from ledger.rules.ending import chargeoff, recovery, refinance, restructure
+from ledger.rules.fee import fee_assessed, fee_waived
+from ledger.rules.payment import payment_allocated, payment_received, payment_returned
 from ledger.state import State
 
 Rule = Callable[[State, Any], list[Line]]
@@ -19,6 +21,14 @@ RULES: dict[EventKind, Rule] = {
     EventKind.DISBURSEMENT_SETTLED: disbursement_settled,
     EventKind.ACCRUAL: accrual,
     EventKind.PAYMENT_RECEIVED: payment_received,
+    EventKind.PAYMENT_ALLOCATED: payment_allocated,
+    EventKind.PAYMENT_RETURNED: payment_returned,
+    EventKind.FEE_ASSESSED: fee_assessed,
+    EventKind.FEE_WAIVED: fee_waived,
+    EventKind.CHARGEOFF: chargeoff,
+    EventKind.RECOVERY: recovery,
+    EventKind.REFINANCE: refinance,
+    EventKind.RESTRUCTURE: restructure,
     EventKind.REVERSAL: reversal,
     EventKind.MANUAL_ADJUSTMENT: manual_adjustment,
 }

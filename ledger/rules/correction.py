@@ -13,7 +13,7 @@ from ledger.errors import (
     ValidationFailed,
 )
 from ledger.events import EventKind, Line, ManualAdjustment, Reversal
-from ledger.state import State
+from ledger.state import EntryState, State
 
 # A correction of these is another event: the return of a payment, a new reversal's original posted again.
 NEVER_REVERSED = {EventKind.REVERSAL, EventKind.PAYMENT_RETURNED, EventKind.DISBURSEMENT_SETTLED}
@@ -21,19 +21,35 @@ NEVER_REVERSED = {EventKind.REVERSAL, EventKind.PAYMENT_RETURNED, EventKind.DISB
 
 def reversal(state: State, event: Reversal) -> list[Line]:
     """The exact mirror of every line, on its layer. Once per entry, and not dated before it."""
-    original = state.entry
-    assert original is not None  # The door has looked the entry up.
+    original = state.entries[event.reverses_entry_id]
     if original.reversed_by == EventKind.REVERSAL:
         raise AlreadyReversed(f"Entry {original.entry_id} has been reversed.")
     if original.reversed_by is not None or original.settled_by is not None:
         raise NotReversible("What has been settled or returned is not reversed.")
     if original.event_type in NEVER_REVERSED or original.settles_entry_id is not None:
         raise NotReversible(f"An entry of the kind {original.event_type} is not reversed.")
+    _not_built_upon(state, original)
     if event.effective_at < original.effective_at:
         raise EffectiveDateRefused(
             f"The entry is dated {original.effective_at}; its reversal cannot be dated before it."
         )
     return [line.mirrored() for line in original.lines]
+
+
+def _not_built_upon(state: State, original: EntryState) -> None:
+    """Refuse what later entries stand on: a charge-off that was recovered from, a refinance whose new loan has a life of
+    its own, an allocation that a bank's return has undone."""
+    ended = state.loans_ended_by(original)
+    if original.event_type == EventKind.CHARGEOFF and any(loan.recovered for loan in ended):
+        raise NotReversible("Money was recovered after this charge-off.")
+    if original.event_type == EventKind.REFINANCE:
+        touched = {line.loan_id for line in original.lines if line.loan_id is not None}
+        if any(state.loans[loan_id].version > 1 for loan_id in touched - {loan.loan_id for loan in ended}):
+            raise NotReversible("The new loan has other entries by now.")
+    if original.event_type == EventKind.PAYMENT_ALLOCATED:
+        allocations = [each for loan in state.loans.values() for each in loan.allocations]
+        if any(each.undone_minor for each in allocations if each.entry_id == original.entry_id):
+            raise NotReversible("The return of a payment has undone this allocation.")
 
 
 def manual_adjustment(state: State, event: ManualAdjustment) -> list[Line]:

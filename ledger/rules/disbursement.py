@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from ledger.errors import AlreadyReversed, AlreadySettled, AmountExceedsLimit, EffectiveDateRefused
 from ledger.events import CREDIT, DEBIT, PENDING, SETTLED, Disbursement, DisbursementSettled, Line
+from ledger.rules.standing import not_ended
 from ledger.state import LoanState, State
 
 
 def disbursement(state: State, event: Disbursement) -> list[Line]:
     """Debit principal receivable, credit disbursement clearing, on the event's layer.
 
-    Refuses what would lift the loan's principal, settled and pending together, above its limit.
+    Refuses what would lift the loan's principal, settled and pending together, above its limit, and an ended loan.
     """
     loan = state.loans[event.loan_id]
-    _within_limit(state, loan, event.amount_minor)
+    not_ended(loan, "A draw")
+    within_limit(state, loan, event.amount_minor)
     about = (event.amount_minor, event.currency, event.layer, loan.loan_id, loan.borrower_id)
     return [Line("principal", DEBIT, *about), Line("disbursement_clearing", CREDIT, *about)]
 
@@ -24,8 +26,7 @@ def disbursement_settled(state: State, event: DisbursementSettled) -> list[Line]
     A pending disbursement first leaves the pending layer, and its principal is debited on the settled one instead of
     clearing, because nothing was waiting there. Refused: settled or reversed before, dated before the disbursement.
     """
-    original = state.entry
-    assert original is not None  # The door has looked the disbursement up.
+    original = state.entries[event.disbursement_event_id]
     if original.settled_by is not None:
         raise AlreadySettled("This disbursement has been settled.")
     if original.reversed_by is not None:
@@ -40,7 +41,8 @@ def disbursement_settled(state: State, event: DisbursementSettled) -> list[Line]
     return [Line("disbursement_clearing", DEBIT, *about), Line("cash", CREDIT, *about)]
 
 
-def _within_limit(state: State, loan: LoanState, amount_minor: int) -> None:
+def within_limit(state: State, loan: LoanState, amount_minor: int) -> None:
+    """Refuse what lifts settled and pending principal above the loan's limit."""
     if loan.principal_limit_minor is None:
         return
     principal = state.chart["principal"]

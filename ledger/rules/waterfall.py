@@ -7,7 +7,7 @@ from datetime import date
 
 from ledger.chart import RECEIVABLES
 from ledger.events import CREDIT, Line
-from ledger.state import LoanState, State
+from ledger.state import REFINANCED, LoanState, State
 
 
 def allocate(state: State, loan: LoanState, amount_minor: int, on: date) -> list[tuple[str, int]]:
@@ -17,7 +17,7 @@ def allocate(state: State, loan: LoanState, amount_minor: int, on: date) -> list
     """
     shares = []
     rest = amount_minor
-    for role in loan.waterfall:
+    for role in loan.waterfall_on(on):
         share = min(rest, loan.available(state.chart[role], on))
         if share:
             shares.append((role, share))
@@ -25,6 +25,13 @@ def allocate(state: State, loan: LoanState, amount_minor: int, on: date) -> list
     if rest:
         shares.append(("suspense", rest))
     return shares
+
+
+def allocate_payment(state: State, loan: LoanState, amount_minor: int, on: date) -> list[tuple[str, int]]:
+    """As `allocate()`; but money on a refinanced loan waits in suspense, whatever has fallen back on the loan since."""
+    if loan.ended_as == REFINANCED:
+        return [("suspense", amount_minor)]
+    return allocate(state, loan, amount_minor, on)
 
 
 def allocation(state: State, lines: Iterable[Line]) -> dict[str, int]:

@@ -333,7 +333,8 @@ def loan_state(
 
 
 def state_of(*loans: LoanState, entry: EntryState | None = None) -> State:
-    return State(date(2025, 12, 31), CHART, {loan.loan_id: loan for loan in loans}, entry)
+    entries = {} if entry is None else {entry.entry_id: entry}
+    return State(date(2025, 12, 31), CHART, {loan.loan_id: loan for loan in loans}, entries)
 
 
 def said(lines: Iterable[Line]) -> list[str]:

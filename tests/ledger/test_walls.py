@@ -887,7 +887,7 @@ def test_the_application_moves_no_loan_and_edits_no_master(books: Books) -> None
 
 
 def test_the_reader_may_not_run_the_write_path(books: Books) -> None:
-    for call in ("record_posting('[]', NULL, NULL, NULL)", "open_posting(NULL, NULL, NULL, NULL, NULL, NULL)"):
+    for call in ("record_posting('[]', NULL, NULL, NULL)", "open_posting(NULL, NULL, NULL, NULL, NULL, NULL, NULL)"):
         with nothing_changes(books), refused("42501"), session("readonly", books.tenant_id) as connection:
             connection.execute(f"SELECT {call}")
 

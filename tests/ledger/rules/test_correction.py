@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 import pytest
 
@@ -29,7 +30,7 @@ LINES = (
 )
 
 
-def entry(kind: str = "payment_received", **changes: str) -> EntryState:
+def entry(kind: str = "payment_received", **changes: Any) -> EntryState:
     return EntryState("entry", kind, DAY, LINES, **changes)
 
 
@@ -57,7 +58,7 @@ def test_a_reversal_stays_on_the_layer_of_its_entry(layer: str) -> None:
     [
         (entry(reversed_by="reversal"), DAY, AlreadyReversed),
         (entry(reversed_by="payment_returned"), DAY, NotReversible),
-        (entry("disbursement", settled_by="settlement"), DAY, NotReversible),
+        (entry("disbursement", settled_by=EntryState("settlement", "disbursement_settled", DAY, ())), DAY, NotReversible),
         (entry("reversal"), DAY, NotReversible),
         (entry("payment_returned"), DAY, NotReversible),
         (entry("disbursement_settled", settles_entry_id="drawn"), DAY, NotReversible),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 import pytest
 
@@ -57,7 +58,7 @@ def test_interest_and_fees_do_not_count_towards_the_limit() -> None:
     assert len(disbursement(state, drawn(100))) == 2
 
 
-def entry_of(layer: str = SETTLED, **changes: str) -> EntryState:
+def entry_of(layer: str = SETTLED, **changes: Any) -> EntryState:
     about = (700, "USD", layer, "loan", "borrower of loan")
     lines = (Line("1100", "DR", *about), Line("1050", "CR", *about))
     return EntryState("drawn", "disbursement", DAY, lines, **changes)
@@ -80,7 +81,7 @@ def test_a_settlement_pays_out_of_clearing_or_moves_pending_principal_over(layer
 @pytest.mark.parametrize(
     ("entry", "day", "refusal"),
     [
-        (entry_of(settled_by="another"), DAY, AlreadySettled),
+        (entry_of(settled_by=EntryState("another", "disbursement_settled", DAY, ())), DAY, AlreadySettled),
         (entry_of(reversed_by="reversal"), DAY, AlreadyReversed),
         (entry_of(), date(2025, 2, 28), EffectiveDateRefused),
     ],

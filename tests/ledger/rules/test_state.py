@@ -6,7 +6,7 @@ from datetime import date
 
 import pytest
 
-from ledger.events import PENDING, Line
+from ledger.events import PENDING, Line, ManualAdjustment
 from tests.ledger.conftest import CHART, loan_state, state_of
 
 # Lent 1000 on the 1st (not in `later`: it is not after the date asked for), 200 back on the 5th, 300 more on the 9th.
@@ -56,7 +56,7 @@ def test_what_is_posted_in_the_same_transaction_is_seen_by_the_next_event() -> N
     state = state_of(loan_state(principal=1_000))
     about = ("USD", "SETTLED", "loan")
     lines = [Line("cash", "DR", 400, *about), Line("1100", "CR", 300, *about), Line("suspense", "CR", 100, *about)]
-    state.apply(lines, date(2025, 3, 5))
+    state.apply(ManualAdjustment(effective_at=date(2025, 3, 5), lines=tuple(lines)), lines)
     loan = state.loans["loan"]
     assert (loan.balance(CHART["principal"]), loan.balance(CHART["suspense"])) == (700, 100)
     assert loan.before(CHART["principal"], date(2025, 3, 5)) == 1_000
