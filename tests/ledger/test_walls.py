@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -31,6 +32,7 @@ from django.db.backends.signals import connection_created
 
 from hpts import embedded, walls
 from ledger import document
+from ledger.events import DIRECTIONS, LAYERS, EventKind
 from ledger.money import MAX_MINOR
 from tests.ledger.conftest import URLS, Books, nothing_changes, refused, session
 
@@ -433,6 +435,21 @@ def test_a_well_formed_entry_passes_every_wall(books: Books, door: str) -> None:
     with session(role, books.tenant_id) as connection:
         write(Draft(books), connection)
     assert books.entries() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("function", "column", "known"),
+    [
+        ("journal_entry_form", "event_type", {kind.value for kind in EventKind}),
+        ("journal_line_fault", "direction", set(DIRECTIONS)),
+        ("journal_line_fault", "layer", set(LAYERS)),
+    ],
+)
+def test_a_wall_knows_exactly_the_values_that_the_code_knows(function: str, column: str, known: set[str]) -> None:
+    with session("owner") as connection:
+        ((source,),) = connection.execute("SELECT pg_get_functiondef(%s::regproc)", (f"public.{function}",)).fetchall()
+    (values,) = re.findall(rf"{column} (?:NOT IN|<> ALL) \(([^)]*)\)", source.replace("(ARRAY[", "("))
+    assert set(re.findall(r"'(\w+)'", values)) == known
 
 
 @pytest.mark.parametrize(
