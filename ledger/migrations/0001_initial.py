@@ -129,7 +129,7 @@ class Migration(migrations.Migration):
                 'verbose_name_plural': 'journal entries',
                 'db_table': 'journal_entry',
                 'indexes': [models.Index(condition=models.Q(('event_type__in', ['payment_returned', 'recovery']), models.Q(('event_type', 'payment_allocated'), ('settles_entry_id__isnull', True)), _connector='OR'), fields=['tenant_id', 'loan_id', 'event_type'], name='journal_entry_of_suspense')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('event_type__in', ['disbursement', 'disbursement_settled', 'accrual', 'payment_received', 'payment_allocated', 'payment_returned', 'fee_assessed', 'fee_waived', 'chargeoff', 'recovery', 'refinance', 'restructure', 'reversal', 'manual_adjustment'])), name='journal_entry_kind'), models.CheckConstraint(condition=models.Q(('line_count__gte', 2), ('line_count__lte', 32767)), name='journal_entry_line_count'), models.UniqueConstraint(condition=models.Q(('reverses_entry_id__isnull', False)), fields=('tenant_id', 'reverses_entry_id'), name='journal_entry_one_reversal'), models.UniqueConstraint(condition=models.Q(('settles_entry_id__isnull', False)), fields=('tenant_id', 'settles_entry_id'), name='journal_entry_one_settlement'), models.UniqueConstraint(condition=models.Q(('external_ref__isnull', False), ('source_method__isnull', False)), fields=('tenant_id', 'source_method', 'external_ref'), name='journal_entry_one_external_ref'), models.CheckConstraint(condition=models.Q(('reverses_entry_id__isnull', True), models.Q(('reverses_entry_id', models.F('id')), _negated=True), _connector='OR'), name='journal_entry_not_its_own_reversal')],
+                'constraints': [models.UniqueConstraint(condition=models.Q(('reverses_entry_id__isnull', False)), fields=('tenant_id', 'reverses_entry_id'), name='journal_entry_one_reversal'), models.UniqueConstraint(condition=models.Q(('settles_entry_id__isnull', False)), fields=('tenant_id', 'settles_entry_id'), name='journal_entry_one_settlement'), models.UniqueConstraint(condition=models.Q(('external_ref__isnull', False), ('source_method__isnull', False)), fields=('tenant_id', 'source_method', 'external_ref'), name='journal_entry_one_external_ref')],
             },
         ),
         migrations.CreateModel(
@@ -152,7 +152,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'db_table': 'journal_line',
-                'constraints': [models.CheckConstraint(condition=models.Q(('sequence__gte', 1)), name='journal_line_sequence'), models.CheckConstraint(condition=models.Q(('amount_minor__gt', 0)), name='journal_line_amount'), models.CheckConstraint(condition=models.Q(('direction__in', ('DR', 'CR'))), name='journal_line_direction'), models.CheckConstraint(condition=models.Q(('layer__in', ('SETTLED', 'PENDING', 'ENCUMBRANCE'))), name='journal_line_layer'), models.CheckConstraint(condition=models.Q(('currency__regex', '^[A-Z]{3}$')), name='journal_line_currency'), models.CheckConstraint(condition=models.Q(models.Q(('loan_id__isnull', True), ('loan_version__isnull', True)), models.Q(('borrower_id__isnull', False), ('loan_id__isnull', False), ('loan_version__isnull', False)), _connector='OR'), name='journal_line_loan'), models.UniqueConstraint(condition=models.Q(('loan_id__isnull', False)), fields=('tenant_id', 'loan_id', 'loan_version', 'sequence'), name='journal_line_loan_history')],
+                'constraints': [models.UniqueConstraint(condition=models.Q(('loan_id__isnull', False)), fields=('tenant_id', 'loan_id', 'loan_version', 'sequence'), name='journal_line_loan_history')],
             },
         ),
         migrations.CreateModel(
@@ -175,7 +175,7 @@ class Migration(migrations.Migration):
             options={
                 'db_table': 'loan',
                 'indexes': [models.Index(fields=['tenant_id', 'program_id', 'id'], name='loan_by_program'), models.Index(fields=['tenant_id', 'borrower_id', 'id'], name='loan_by_borrower'), models.Index(condition=models.Q(('ended_as__isnull', False)), fields=['tenant_id', 'ended_as', 'id'], name='loan_ended')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('draws__gte', 0)), name='loan_draws'), models.CheckConstraint(condition=models.Q(('ended_as__isnull', True), ('ended_as__in', ['charged_off', 'refinanced']), _connector='OR'), name='loan_ended_as'), models.CheckConstraint(condition=models.Q(('principal_limit_minor__isnull', True), ('principal_limit_minor__gt', 0), _connector='OR'), name='loan_limit')],
+                'constraints': [models.CheckConstraint(condition=models.Q(('draws__gte', 0)), name='loan_draws'), models.CheckConstraint(condition=models.Q(('ended_as__in', ['charged_off', 'refinanced'])), name='loan_ended_as'), models.CheckConstraint(condition=models.Q(('principal_limit_minor__gt', 0)), name='loan_limit')],
             },
         ),
         migrations.CreateModel(

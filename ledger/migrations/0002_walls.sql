@@ -29,8 +29,6 @@ ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_reverses
     FOREIGN KEY (tenant_id, reverses_entry_id) REFERENCES public.journal_entry (tenant_id, id);
 ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_settles
     FOREIGN KEY (tenant_id, settles_entry_id) REFERENCES public.journal_entry (tenant_id, id);
-ALTER TABLE public.journal_line ADD CONSTRAINT journal_line_entry
-    FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
 ALTER TABLE public.loan_balance ADD CONSTRAINT loan_balance_loan
     FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
 ALTER TABLE public.loan_accrual ADD CONSTRAINT loan_accrual_loan
@@ -39,16 +37,6 @@ ALTER TABLE public.loan_accrual ADD CONSTRAINT loan_accrual_entry
     FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
 ALTER TABLE public.outbox_message ADD CONSTRAINT outbox_message_entry
     FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
-
--- What an entry says of other entries fits its kind, and it does not count in the future (no zone is a day ahead of UTC).
-ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_reverses_by_kind
-    CHECK ((reverses_entry_id IS NOT NULL) = (event_type IN ('reversal', 'payment_returned')));
-ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_settles_by_kind
-    CHECK (CASE event_type WHEN 'disbursement_settled' THEN settles_entry_id IS NOT NULL
-                           WHEN 'payment_allocated' THEN true
-                           ELSE settles_entry_id IS NULL END);
-ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_effective_date
-    CHECK (isfinite(effective_at) AND effective_at <= (posted_at AT TIME ZONE 'UTC')::date + 1);
 
 -- The rows that each posting updates keep room on their page, so that the update touches no index.
 ALTER TABLE public.loan SET (fillfactor = 70);
@@ -100,14 +88,73 @@ ALTER TABLE public.loan_balance ENABLE ALWAYS TRIGGER loan_balance_identity;
 -- 3. An entry is whole, sealed and balanced --------------------------------------------------------------------------
 -- Header and lines come in one statement. At its end each of the two tables looks at the other: lines are refused unless
 -- they are all the lines of a header of this very transaction, a header is refused without lines. So no later statement
--- and no later transaction can add a line, and no per-row or deferred check is needed (docs/adr/0004).
+-- and no later transaction can add a line, and neither a deferred check nor a foreign key is needed (docs/adr/0004).
 -- Comparisons with the header are IS DISTINCT FROM: a header hidden by row security is NULL here and must refuse.
 -- OFFSET 0 keeps each look-up a look-up by full key: a join could be planned on the statistics of an empty table.
+
+-- What is wrong with a line by itself: the name of the constraint that it violates, or NULL. No CHECK, because PostgreSQL
+-- reads the text of every CHECK anew in every statement; this is planned once, as a part of the wall's own query.
+CREATE FUNCTION public.journal_line_fault(
+    sequence smallint, amount_minor bigint, direction text, layer text, currency text, loan_id uuid, borrower_id uuid,
+    loan_version bigint
+) RETURNS text LANGUAGE sql IMMUTABLE
+RETURN CASE
+    WHEN sequence < 1 THEN 'journal_line_sequence'
+    WHEN amount_minor <= 0 THEN 'journal_line_amount'
+    WHEN direction NOT IN ('DR', 'CR') THEN 'journal_line_direction'
+    WHEN layer NOT IN ('SETTLED', 'PENDING', 'ENCUMBRANCE') THEN 'journal_line_layer'
+    WHEN currency !~ '^[A-Z]{3}$' THEN 'journal_line_currency'
+    WHEN CASE WHEN loan_id IS NULL THEN loan_version IS NOT NULL ELSE borrower_id IS NULL OR loan_version IS NULL END
+        THEN 'journal_line_loan'
+END;
+
 CREATE FUNCTION public.journal_line_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
+    one record;
+    sound boolean;
     bad record;
     account record;
 BEGIN
+    -- Nearly every statement brings one entry in one currency on one layer. When it is sound, one look says so; whatever
+    -- is not plainly sound is looked at in full below. FILTER counts what is true, so that NULL never passes.
+    SELECT l.tenant_id, l.entry_id, l.effective_at, l.currency, l.layer INTO one FROM new_line l LIMIT 1;
+    SELECT e.created_xid = pg_current_xact_id() AND e.effective_at = one.effective_at AND e.line_count = l.lines
+           AND l.sound = l.lines AND l.first = 1 AND l.last = l.lines
+           AND l.net = 0 AND l.gross <= 2 * 9223372036854775807::numeric
+    INTO sound
+    FROM (
+        SELECT count(*) AS lines, min(l.sequence) AS first, max(l.sequence) AS last, sum(l.amount_minor) AS gross,
+               sum(CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END) AS net,
+               count(*) FILTER (
+                   WHERE l.tenant_id = one.tenant_id AND l.entry_id = one.entry_id AND l.effective_at = one.effective_at
+                     AND l.currency = one.currency AND l.layer = one.layer
+                     AND public.journal_line_fault(l.sequence, l.amount_minor, l.direction, l.layer, l.currency, l.loan_id,
+                                                   l.borrower_id, l.loan_version) IS NULL
+                     AND EXISTS (SELECT FROM public.gl_account a
+                                 WHERE a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.closed_at IS NULL
+                                   AND (l.loan_id IS NOT NULL OR NOT a.per_loan) OFFSET 0)
+                     AND (l.loan_id IS NULL
+                          OR EXISTS (SELECT FROM public.loan o
+                                     WHERE o.tenant_id = l.tenant_id AND o.id = l.loan_id
+                                       AND o.borrower_id = l.borrower_id AND o.currency = l.currency OFFSET 0))) AS sound
+        FROM new_line l) l,
+        public.journal_entry e
+    WHERE e.tenant_id = one.tenant_id AND e.id = one.entry_id;
+    IF sound THEN
+        RETURN NULL;
+    END IF;
+
+    SELECT l.entry_id, f.fault INTO bad
+    FROM new_line l
+    CROSS JOIN LATERAL public.journal_line_fault(l.sequence, l.amount_minor, l.direction, l.layer, l.currency, l.loan_id,
+                                                 l.borrower_id, l.loan_version) AS f (fault)
+    WHERE f.fault IS NOT NULL
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = bad.fault,
+            MESSAGE = format('a line of entry %s violates %s', bad.entry_id, bad.fault);
+    END IF;
+
     SELECT l.entry_id, l.unbalanced, e.sealed INTO bad
     FROM (
         SELECT tenant_id, entry_id, sum(lines) AS lines, min(first) AS first, max(last) AS last,
@@ -171,45 +218,71 @@ CREATE TRIGGER journal_line_wall AFTER INSERT ON public.journal_line
     REFERENCING NEW TABLE AS new_line FOR EACH STATEMENT EXECUTE FUNCTION public.journal_line_wall();
 ALTER TABLE public.journal_line ENABLE ALWAYS TRIGGER journal_line_wall;
 
-CREATE FUNCTION public.journal_entry_wall() RETURNS trigger LANGUAGE plpgsql AS $$
+-- What is wrong with a header by itself; no CHECK, as for lines. It does not count in the future: no zone is a day ahead of
+-- UTC. What it says of other entries fits its kind.
+CREATE FUNCTION public.journal_entry_form() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    header record;
+    fault text := CASE
+        WHEN NEW.event_type NOT IN (
+            'disbursement', 'disbursement_settled', 'accrual', 'payment_received', 'payment_allocated', 'payment_returned',
+            'fee_assessed', 'fee_waived', 'chargeoff', 'recovery', 'refinance', 'restructure', 'reversal',
+            'manual_adjustment') THEN 'journal_entry_kind'
+        WHEN NEW.line_count NOT BETWEEN 2 AND 32767 THEN 'journal_entry_line_count'
+        WHEN NOT isfinite(NEW.effective_at) OR NEW.effective_at > (NEW.posted_at AT TIME ZONE 'UTC')::date + 1
+            THEN 'journal_entry_effective_date'
+        WHEN NEW.reverses_entry_id = NEW.id THEN 'journal_entry_not_its_own_reversal'
+        WHEN (NEW.reverses_entry_id IS NOT NULL) <> (NEW.event_type IN ('reversal', 'payment_returned'))
+            THEN 'journal_entry_reverses_by_kind'
+        WHEN CASE NEW.event_type WHEN 'disbursement_settled' THEN NEW.settles_entry_id IS NULL
+                                 WHEN 'payment_allocated' THEN false
+                                 ELSE NEW.settles_entry_id IS NOT NULL END
+            THEN 'journal_entry_settles_by_kind'
+    END;
 BEGIN
-    FOR header IN SELECT tenant_id, id, created_xid, posted_at, document, content_hash, event_type, reverses_entry_id, line_count,
-                         effective_at FROM new_entry LOOP
-        IF header.created_xid IS DISTINCT FROM pg_current_xact_id()
-           OR header.content_hash IS DISTINCT FROM sha256(convert_to(header.document, 'UTF8'))
-           OR NOT header.posted_at BETWEEN transaction_timestamp() - interval '1 second'
-                                       AND clock_timestamp() + interval '1 second'
-           OR NOT EXISTS (SELECT FROM public.journal_line l
-                          WHERE l.tenant_id = header.tenant_id AND l.entry_id = header.id)
-           OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = header.tenant_id)
-        THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
-                MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time',
-                                 header.id);
-        END IF;
-        IF header.effective_at <= (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = header.tenant_id) THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
-                MESSAGE = format('the period of %s is closed', header.effective_at);
-        END IF;
-        IF header.event_type = 'reversal' AND header.line_count <> (
-            SELECT count(*)
-            FROM public.journal_line o
-            JOIN public.journal_line m ON m.tenant_id = o.tenant_id AND m.entry_id = header.id AND m.sequence = o.sequence
-            WHERE o.tenant_id = header.tenant_id AND o.entry_id = header.reverses_entry_id
-              AND (m.account_code, m.amount_minor, m.currency, m.layer) = (o.account_code, o.amount_minor, o.currency, o.layer)
-              AND m.direction <> o.direction AND m.loan_id IS NOT DISTINCT FROM o.loan_id)
-        THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP008', CONSTRAINT = 'journal_entry_mirrors',
-                MESSAGE = format('entry %s does not mirror entry %s line by line', header.id, header.reverses_entry_id);
-        END IF;
-    END LOOP;
+    IF fault IS NOT NULL THEN
+        RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = fault,
+            MESSAGE = format('entry %s violates %s', NEW.id, fault);
+    END IF;
+    RETURN NEW;
+END $$;
+
+CREATE TRIGGER journal_entry_form BEFORE INSERT ON public.journal_entry
+    FOR EACH ROW EXECUTE FUNCTION public.journal_entry_form();
+ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_form;
+
+-- Fires per row and not per statement: an entry is a statement, and a row comes without a table of new rows to scan.
+CREATE FUNCTION public.journal_entry_wall() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF NEW.created_xid IS DISTINCT FROM pg_current_xact_id()
+       OR NEW.content_hash IS DISTINCT FROM sha256(convert_to(NEW.document, 'UTF8'))
+       OR (NEW.posted_at BETWEEN transaction_timestamp() - interval '1 second'
+                             AND clock_timestamp() + interval '1 second') IS NOT TRUE
+       OR NOT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = NEW.tenant_id AND l.entry_id = NEW.id)
+       OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = NEW.tenant_id)
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
+            MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time', NEW.id);
+    END IF;
+    IF NEW.effective_at <= (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = NEW.tenant_id) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
+            MESSAGE = format('the period of %s is closed', NEW.effective_at);
+    END IF;
+    IF NEW.event_type = 'reversal' AND NEW.line_count <> (
+        SELECT count(*)
+        FROM public.journal_line o
+        JOIN public.journal_line m ON m.tenant_id = o.tenant_id AND m.entry_id = NEW.id AND m.sequence = o.sequence
+        WHERE o.tenant_id = NEW.tenant_id AND o.entry_id = NEW.reverses_entry_id
+          AND (m.account_code, m.amount_minor, m.currency, m.layer) = (o.account_code, o.amount_minor, o.currency, o.layer)
+          AND m.direction <> o.direction AND m.loan_id IS NOT DISTINCT FROM o.loan_id)
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP008', CONSTRAINT = 'journal_entry_mirrors',
+            MESSAGE = format('entry %s does not mirror entry %s line by line', NEW.id, NEW.reverses_entry_id);
+    END IF;
     RETURN NULL;
 END $$;
 
 CREATE TRIGGER journal_entry_wall AFTER INSERT ON public.journal_entry
-    REFERENCING NEW TABLE AS new_entry FOR EACH STATEMENT EXECUTE FUNCTION public.journal_entry_wall();
+    FOR EACH ROW EXECUTE FUNCTION public.journal_entry_wall();
 ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_wall;
 
 -- A date accrues again only after the entry that accrued it was reversed.

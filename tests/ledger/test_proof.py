@@ -159,9 +159,6 @@ def damaged(story: Story, damage: str) -> Iterator[CursorWrapper]:
     with tenant_transaction(story.names["tenant"], using=SUPERUSER) as cursor:
         for table in tenant_tables():
             cursor.execute(f"ALTER TABLE {table} DISABLE TRIGGER ALL")
-        # Whoever switches triggers off can drop these too.
-        for kind in ("reverses", "settles"):
-            cursor.execute(f"ALTER TABLE journal_entry DROP CONSTRAINT journal_entry_{kind}_by_kind")
         for statement in damage.split(";"):
             cursor.execute(statement, {name: value for name, value in story.names.items() if f"%({name})" in statement})
             assert cursor.rowcount != 0, "the damage touched no row"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import uuid
@@ -31,6 +32,7 @@ from django.db.backends.signals import connection_created
 
 from hpts import embedded, walls
 from ledger import document
+from ledger.events import DIRECTIONS, LAYERS, EventKind
 from ledger.money import MAX_MINOR
 from tests.ledger.conftest import URLS, Books, nothing_changes, refused, session
 
@@ -193,6 +195,13 @@ def _fewer_than_said(draft: Draft) -> None:
     draft.header["line_count"] = 6
 
 
+def _lines_of_no_entry_beside_it(draft: Draft) -> None:
+    """The entry by itself is whole and sound; two balanced lines of an unknown one come in the same statement."""
+    draft.header["line_count"] = len(draft.lines)
+    for sequence, line in enumerate(_late_pair(draft), 1):
+        line.update(entry_id=UNKNOWN, sequence=sequence)
+
+
 def _balanced_across_currencies(draft: Draft) -> None:
     draft.lines[1]["currency"] = "EUR"
 
@@ -270,6 +279,7 @@ MALFORMED = {
     "one line": Malformed(_one_line, ("23514", "journal_entry_line_count"), ("23514", "journal_entry_line_count")),
     "one line that says two": Malformed(_one_line_that_says_two, ("HP002", "journal_line_sealed"), None),
     "fewer lines than said": Malformed(_fewer_than_said, ("HP002", "journal_line_sealed"), None),
+    "lines of no entry beside it": Malformed(_lines_of_no_entry_beside_it, ("HP002", "journal_line_sealed"), None),
     "header without lines": Malformed(
         _no_lines, ("HP002", "journal_entry_whole"), ("23514", "journal_entry_line_count")
     ),
@@ -356,6 +366,9 @@ MALFORMED = {
     "a loan without a version": Malformed(
         _line(2, loan_version=None), ("23514", "journal_line_loan"), ("23514", "journal_line_loan")
     ),
+    "a version without a loan": Malformed(
+        _line(0, loan_version=1), ("23514", "journal_line_loan"), ("23514", "journal_line_loan")
+    ),
     "its own reversal": Malformed(
         _its_own_reversal,
         ("23514", "journal_entry_not_its_own_reversal"),
@@ -422,6 +435,21 @@ def test_a_well_formed_entry_passes_every_wall(books: Books, door: str) -> None:
     with session(role, books.tenant_id) as connection:
         write(Draft(books), connection)
     assert books.entries() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("function", "column", "known"),
+    [
+        ("journal_entry_form", "event_type", {kind.value for kind in EventKind}),
+        ("journal_line_fault", "direction", set(DIRECTIONS)),
+        ("journal_line_fault", "layer", set(LAYERS)),
+    ],
+)
+def test_a_wall_knows_exactly_the_values_that_the_code_knows(function: str, column: str, known: set[str]) -> None:
+    with session("owner") as connection:
+        ((source,),) = connection.execute("SELECT pg_get_functiondef(%s::regproc)", (f"public.{function}",)).fetchall()
+    (values,) = re.findall(rf"{column} (?:NOT IN|<> ALL) \(([^)]*)\)", source.replace("(ARRAY[", "("))
+    assert set(re.findall(r"'(\w+)'", values)) == known
 
 
 @pytest.mark.parametrize(
@@ -548,6 +576,42 @@ def test_a_copied_row_meets_the_walls(books: Books) -> None:
                 copy.write_row([*row, hashlib.sha256(b"{}").digest(), now])
 
 
+@pytest.mark.parametrize("role", ["owner", "superuser"])
+def test_lines_of_an_entry_that_is_not_there_are_refused(books: Books, role: str) -> None:
+    """No foreign key says so: the wall itself looks for the header, also when foreign keys are silenced."""
+    draft = Draft(books)
+    with (
+        nothing_changes(books),
+        refused("HP002", "journal_line_sealed"),
+        session(role, books.tenant_id, replica=role == "superuser") as connection,
+    ):
+        connection.execute(INSERT_LINES, (json.dumps(draft.lines),))
+
+
+def test_one_statement_may_bring_two_entries_when_both_are_sound(books: Books) -> None:
+    """The wall's short look is about one entry; with two it looks in full, and finds the one that does not balance."""
+    both = INSERT_ENTRY.replace("VALUES (%(tenant_id)s, %(id)s,", "SELECT %(tenant_id)s, one,").replace(
+        "coalesce(%(created_xid)s::xid8, pg_current_xact_id()))",
+        "coalesce(%(created_xid)s::xid8, pg_current_xact_id()) FROM unnest(%(ids)s::uuid[]) AS one",
+    )
+    for spoilt in (True, False):
+        first, second = Draft(books), Draft(books)
+        second.lines = second.lines[:2]
+        first.lines = first.lines[:2]
+        second.lines[1]["amount_minor"] -= spoilt
+        ids = [first.header["id"], second.header["id"]]
+        first.header["line_count"] = 2
+        first.lines += second.lines
+        before = books.entries()
+        with session("owner", books.tenant_id) as connection:
+            if spoilt:
+                with nothing_changes(books), refused("HP003", "journal_line_balanced"):
+                    first.insert(connection, both, {"ids": ids})
+            else:
+                first.insert(connection, both, {"ids": ids})
+        assert books.entries() == before + (0 if spoilt else 2)
+
+
 # --- Row security must not blind a wall ------------------------------------------------------------------------------
 
 
@@ -575,8 +639,7 @@ def test_an_entry_whose_header_row_security_hides_from_the_wall_is_refused(books
 def test_late_lines_whose_header_row_security_hides_from_the_wall_are_refused(
     books: Books, other_books: Books, shape: str
 ) -> None:
-    """A comparison with `<>` would become NULL here, which refuses nothing; IS DISTINCT FROM refuses. The foreign key lets
-    these lines pass, because foreign keys look behind row security."""
+    """A comparison with `<>` would become NULL here, which refuses nothing; IS DISTINCT FROM refuses."""
     draft = Draft(books)
     with session("owner", books.tenant_id) as connection:
         draft.insert(connection)
