@@ -369,7 +369,13 @@ def _struct_reader(shape: type[msgspec.Struct]) -> Reader:
                 problems.append(FieldProblem(_join(path, name), "required", "This field is required."))
             else:
                 values[name] = default
-        return None if problems else shape(**values)
+        if problems:
+            return None
+        try:
+            return shape(**values)
+        except FieldError as error:  # Each member is well formed, together they say nothing.
+            problems.append(FieldProblem(path, error.code, error.message))
+            return None
 
     return read
 

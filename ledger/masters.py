@@ -76,9 +76,6 @@ def add_program_terms(
     accrual_mode: str | None,
 ) -> None:
     """New terms of a program from a date on. What is left out stays as it is in force on that date."""
-    if annual_rate_bps is None and waterfall is None and accrual_mode is None:
-        message = "Give a rate, a waterfall, or a mode."
-        raise ValidationFailed("Terms change something.", [FieldProblem("", "nothing_to_change", message)])
     cursor.execute(
         """INSERT INTO program_terms (tenant_id, program_id, effective_at, annual_rate_bps, waterfall, accrual_mode)
            SELECT t.tenant_id, t.program_id, %(on)s, coalesce(%(rate)s, t.annual_rate_bps),

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from hpts.fields import given
-from hpts.problems import FieldProblem, NotFound, ValidationFailed
+from hpts.problems import NotFound
 from ledger import masters, queries
 from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
@@ -396,9 +396,6 @@ def restructure_loan(posting: Posting, body: shapes.NewRestructure, path: Path) 
         capitalise_fees=bool(given(body.capitalise_fees)),
         facts=_facts(annual_rate_bps=rate, day_count_convention=convention),
     )
-    if rate is None and convention is None and not event.capitalise_interest and not event.capitalise_fees:
-        message = "Give a rate, a day count, or what is capitalised."
-        raise ValidationFailed("A restructure changes something.", [FieldProblem("", "nothing_to_change", message)])
     lines = posting.decide(event)
     answer: dict[str, Any] = {"correlation_id": posting.origin.correlation_id}
     if lines:
@@ -517,7 +514,6 @@ def create_program(posting: Posting, body: shapes.NewProgram, path: Path) -> Mem
 def change_program_terms(posting: Posting, body: shapes.NewProgramTerms, path: Path) -> Members:
     rate, mode = given(body.annual_rate_bps), given(body.accrual_mode)
     waterfall = given(body.waterfall)
-    posting.admit_date(body.effective_at)
     masters.add_program_terms(
         posting.cursor,
         program_id=path["program_id"],
@@ -526,6 +522,8 @@ def change_program_terms(posting: Posting, body: shapes.NewProgramTerms, path: P
         waterfall=tuple(waterfall) if waterfall else None,
         accrual_mode=mode,
     )
+    # Afterwards, so that an unknown program is told before a bad date; a refusal takes the terms back.
+    posting.admit_date(body.effective_at)
     sent = {"annual_rate_bps": rate, "waterfall": waterfall, "accrual_mode": mode}
     shown = {name: value for name, value in sent.items() if value is not None}
     return {"program_id": path["program_id"], "effective_at": body.effective_at.isoformat(), **shown}

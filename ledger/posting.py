@@ -290,8 +290,10 @@ class Posting:
         if isinstance(event, PaymentReturned) or reversed_kind == EventKind.PAYMENT_ALLOCATED:
             self.record()
             loan.allocations = tuple(
-                AllocationState(entry_id, lines_of(recorded), undone)
-                for entry_id, recorded, undone in suspense_allocations(self.cursor, loan_id=loan.loan_id)
+                AllocationState(entry_id, lines_of(recorded), undone, payment_event_id)
+                for entry_id, recorded, undone, payment_event_id in suspense_allocations(
+                    self.cursor, loan_id=loan.loan_id
+                )
             )
         elif reversed_kind == EventKind.CHARGEOFF:
             self.record()

@@ -565,7 +565,8 @@ def closed_periods_stay_as_they_were(cursor: CursorWrapper) -> list[Breach]:
            SELECT 'period_close', json_build_object('through_date', p.through_date), 'the totals kept are not its accounts'
            FROM period p
            CROSS JOIN LATERAL jsonb_array_elements(p.kept) b
-           CROSS JOIN LATERAL (SELECT sum((a ->> 'dr_balance_minor')::numeric) AS dr, sum((a ->> 'cr_balance_minor')::numeric) AS cr
+           CROSS JOIN LATERAL (SELECT sum((a ->> 'dr_balance_minor')::numeric) AS dr,
+                                      sum((a ->> 'cr_balance_minor')::numeric) AS cr
                                FROM jsonb_array_elements(b -> 'accounts') a) s
            WHERE ((b ->> 'total_dr_minor')::numeric, (b ->> 'total_cr_minor')::numeric) IS DISTINCT FROM (s.dr, s.cr)""",
     )

@@ -365,15 +365,16 @@ def payment_entries(cursor: CursorWrapper, *, loan_id: str) -> list[PaymentEntry
     return [PaymentEntry(*row) for row in rows]
 
 
-def suspense_allocations(cursor: CursorWrapper, *, loan_id: str) -> list[tuple[str, str, int]]:
-    """A loan's allocations from suspense in force, newest first: entry, document, and what returns have undone of it."""
+def suspense_allocations(cursor: CursorWrapper, *, loan_id: str) -> list[tuple[str, str, int, str | None]]:
+    """A loan's allocations from suspense in force, newest first: entry, document, what returns have undone of it, and the
+    payment that a replan allocated anew by it."""
     rows = _rows(
         cursor,
         """SELECT e.id, e.document, coalesce((
                   SELECT sum((r.facts->'undone'->>e.id::text)::bigint)
                   FROM journal_entry r
                   WHERE r.tenant_id = e.tenant_id AND r.loan_id = e.loan_id AND r.event_type = 'payment_returned'
-                    AND r.facts->'undone' ? e.id::text), 0)::bigint
+                    AND r.facts->'undone' ? e.id::text), 0)::bigint, e.facts->>'payment_event_id'
            FROM journal_entry e
            WHERE e.tenant_id = %(tenant)s AND e.loan_id = %(loan)s AND e.event_type = 'payment_allocated'
              AND e.settles_entry_id IS NULL
@@ -382,7 +383,7 @@ def suspense_allocations(cursor: CursorWrapper, *, loan_id: str) -> list[tuple[s
                      WHERE l.tenant_id = e.tenant_id AND l.entry_id = e.id AND l.sequence = 1) DESC""",
         loan=loan_id,
     )
-    return [(str(entry_id), recorded, undone) for entry_id, recorded, undone in rows]
+    return [(str(entry_id), *row) for entry_id, *row in rows]
 
 
 def has_recovery(cursor: CursorWrapper, *, loan_id: str) -> bool:

@@ -60,7 +60,7 @@ def planned(posted: Posted, chart: Chart) -> dict[str, Any]:
 def _allocated(posting: Posting, loan_id: str, from_date: date) -> list[Allocated]:
     """The loan's payments and allocations in force that count from a date on. What a return has undone in part is left."""
     entries = payment_entries(posting.cursor, loan_id=loan_id)
-    undone = {entry_id for entry_id, _, amount in suspense_allocations(posting.cursor, loan_id=loan_id) if amount}
+    undone = {entry_id for entry_id, _, amount, _ in suspense_allocations(posting.cursor, loan_id=loan_id) if amount}
     states = {entry.entry_id: _state_of(entry) for entry in entries}
     by_settled = {entry.settles_entry_id: entry for entry in entries if entry.settles_entry_id is not None}
     again = defaultdict(list)

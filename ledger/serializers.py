@@ -295,6 +295,11 @@ class NewRefinance(Request):
     cash_out_minor: PositiveAmount | UnsetType = UNSET
 
 
+def _changes_something(*members: object) -> None:
+    if all(member is UNSET or member is False for member in members):
+        raise FieldError("nothing_to_change", "Name what changes.")
+
+
 class NewRestructure(Request):
     effective_at: IsoDate
     annual_rate_bps: RateBps | UnsetType = UNSET
@@ -302,12 +307,20 @@ class NewRestructure(Request):
     capitalise_interest: Flag | UnsetType = UNSET
     capitalise_fees: Flag | UnsetType = UNSET
 
+    def __post_init__(self) -> None:
+        _changes_something(
+            self.annual_rate_bps, self.day_count_convention, self.capitalise_interest, self.capitalise_fees
+        )
+
 
 class NewProgramTerms(Request):
     effective_at: IsoDate
     annual_rate_bps: RateBps | UnsetType = UNSET
     waterfall: Waterfall | UnsetType = UNSET
     accrual_mode: AccrualMode | UnsetType = UNSET
+
+    def __post_init__(self) -> None:
+        _changes_something(self.annual_rate_bps, self.waterfall, self.accrual_mode)
 
 
 class NewAccount(Request):

@@ -108,6 +108,7 @@ class AllocationState:
     entry_id: str
     lines: tuple[Line, ...]
     undone_minor: int = 0
+    payment_event_id: str | None = None  # The payment that a replan allocated anew by it.
 
     @property
     def standing_minor(self) -> int:

@@ -70,23 +70,19 @@ def payment_returned(state: State, event: PaymentReturned) -> list[Line]:
         raise EffectiveDateRefused(
             f"The payment is dated {returned.effective_at}; its return cannot be dated before it."
         )
-    lines = []
-    to_suspense: Line | None = None
-    for line in _standing(state, returned):
-        if state.chart[line.account].role == "suspense" and line.layer == SETTLED:
-            to_suspense = line.mirrored()
-        else:
-            lines.append(line.mirrored())
-    if to_suspense is None:
-        return lines
     taken_back = undone(state, event)
-    back = [line for each in taken_back for line in each.lines]
-    missing = _short(state, event, to_suspense) - sum(each.amount_minor for each in taken_back)
-    if to_suspense.amount_minor > missing:
-        back.append(replace(to_suspense, amount_minor=to_suspense.amount_minor - missing))
-    if missing:
-        back.append(replace(to_suspense, account="principal", amount_minor=missing))
-    return [*back, *lines]
+    lines = [line for each in taken_back for line in each.lines]
+    for line in _standing(state, returned):
+        mirrored = line.mirrored()
+        if not _is_suspense(state, line):
+            lines.append(mirrored)
+            continue
+        missing = _short(state, event, mirrored) - sum(each.amount_minor for each in taken_back)
+        if mirrored.amount_minor > missing:
+            lines.append(replace(mirrored, amount_minor=mirrored.amount_minor - missing))
+        if missing:
+            lines.append(replace(mirrored, account="principal", amount_minor=missing))
+    return lines
 
 
 def returned_entry(state: State, payment_event_id: str) -> EntryState:
@@ -115,19 +111,15 @@ class Undone:
 
 def undone(state: State, event: PaymentReturned) -> list[Undone]:
     """The allocations from suspense that a return takes back, newest first, the last one in part, until suspense holds what
-    the return debits to it."""
+    the return debits to it. Those that a replan made of this very payment come before all others."""
     returned = returned_entry(state, event.payment_event_id)
-    mirrored = [
-        line.mirrored()
-        for line in _standing(state, returned)
-        if state.chart[line.account].role == "suspense" and line.layer == SETTLED
-    ]
-    if not mirrored:
+    to_suspense = [line.mirrored() for line in _standing(state, returned) if _is_suspense(state, line)]
+    if not to_suspense:
         return []
-    (to_suspense,) = mirrored
-    short = _short(state, event, to_suspense)
+    short = _short(state, event, to_suspense[0])
+    allocations = _loan_of(state, returned).allocations
     taken_back = []
-    for allocation in _loan_of(state, returned).allocations:
+    for allocation in sorted(allocations, key=lambda each: each.payment_event_id != event.payment_event_id):
         amount = min(short, allocation.standing_minor)
         if amount:
             taken_back.append(Undone(allocation.entry_id, amount, _mirrored_in_part(allocation, amount)))
@@ -178,6 +170,10 @@ def _unallocated(state: State, event: PaymentUnallocated) -> list[Line]:
     ]
     total = sum(line.amount_minor for line in lines)
     return [*lines, replace(lines[0], account="suspense", direction=CREDIT, amount_minor=total)]
+
+
+def _is_suspense(state: State, line: Line) -> bool:
+    return state.chart[line.account].role == "suspense" and line.layer == SETTLED
 
 
 def _is_pending(payment: EntryState) -> bool:

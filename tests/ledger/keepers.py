@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import uuid
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from functools import reduce
 from operator import or_
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import msgspec
 import pytest
@@ -22,14 +22,18 @@ import pytest
 from hpts.tenancy import tenant_transaction
 from ledger import masters, proof, queries
 from ledger import posting as write_path
+from ledger import replan as replans
 from ledger.chart import CONSUMER_LENDING, Chart
 from ledger.events import Event
-from ledger.posting import Origin, Posting, Touches
+from ledger.posting import Origin, Posted, Posting, Touches
+from ledger.queries import PaymentEntry
+from ledger.replan import post_plan
 from tests.conftest import Loan
 from tests.ledger.conftest import OPENED_ON, WATERFALL, open_books
 from tests.ledger.model import Model
 
 Json = dict[str, Any]
+T = TypeVar("T")
 
 LIMIT = 500
 CHART = Chart(CONSUMER_LENDING)
@@ -79,6 +83,10 @@ class Keeper(Protocol):
         """Close a period. Raises the refusal."""
         ...
 
+    def replan(self, loan_id: str, since: date) -> list[tuple[Event, str]]:
+        """Commit what the loan's payments need: the events, each with the new entry's id. Raises the refusal."""
+        ...
+
     def documents(self) -> dict[str, str]:
         """Entry id -> canonical document, in order of posting."""
         ...
@@ -96,6 +104,20 @@ def _in_one_posting(posting: Posting, events: Sequence[Event]) -> list[str | Non
     posted = [posting.post(event).journal_entry_id if posting.decide(event) else None for event in events]
     posting.record()
     return posted
+
+
+def _replanned(posting: Posting, loan_id: str, since: date) -> list[tuple[Event, str]]:
+    events: list[Event] = []
+    post = posting.post
+
+    def told(event: Event) -> Posted:
+        events.append(event)
+        return post(event)
+
+    posting.post = told  # type: ignore[method-assign]
+    posted = post_plan(posting, loan_id, since)
+    posting.record()
+    return [(event, entry.journal_entry_id) for event, entry in zip(events, posted, strict=True)]
 
 
 def _touched(events: Sequence[Event]) -> Touches:
@@ -124,10 +146,17 @@ class Memory:
         self._sum_up(self.recorded)
 
     def post(self, *events: Event) -> list[str | None]:
+        return self._in_transaction(_touched(events), lambda posting: _in_one_posting(posting, events))
+
+    def replan(self, loan_id: str, since: date) -> list[tuple[Event, str]]:
+        touches = Touches([loan_id], since=since)
+        return self._in_transaction(touches, lambda posting: _replanned(posting, loan_id, since))
+
+    def _in_transaction(self, touches: Touches, work: Callable[[Posting], T]) -> T:
         before = len(self.recorded)
         try:
-            self.last = self._open(_touched(events))
-            return _in_one_posting(self.last, events)
+            self.last = self._open(touches)
+            return work(self.last)
         except Exception:
             # What a posting wrote before it was refused goes with its transaction.
             self.last = None
@@ -168,6 +197,23 @@ class Memory:
         recorded = [(text, extra) for text, extra in json.loads(parameters[0])]
         self.recorded += recorded
         self._take(recorded)
+
+    def payment_entries(self, loan_id: str) -> list[PaymentEntry]:
+        return [
+            PaymentEntry(
+                entry["version"],
+                entry_id,
+                entry["event_type"],
+                date.fromisoformat(entry["effective_at"]),
+                entry["document"],
+                entry["settles_entry_id"],
+                entry["facts"].get("payment_event_id"),
+            )
+            for entry_id, entry in self.entries.items()
+            if entry["event_type"] in ("payment_received", "payment_allocated")
+            and entry["reversed_by"] is None
+            and entry["loans"] == {loan_id}
+        ]
 
     def suspense_allocations(self, loan_id: str) -> list[tuple[str, str, int]]:
         undone: Counter[str] = Counter()
@@ -217,6 +263,7 @@ class Memory:
                 "settles_entry_id": extra.get("settles_entry_id"),
                 "reversed_by": None,
                 "loans": loans,
+                "version": extra["versions"][0],
                 "facts": extra.get("facts", {}),
             }
             if "reverses_entry_id" in entry:
@@ -298,9 +345,11 @@ def answer_from_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write_path, "read_chart", lambda cursor: CHART)
     monkeypatch.setattr(write_path, "waterfalls", lambda cursor, *, program_id: cursor.waterfalls(program_id))
     monkeypatch.setattr(write_path, "has_recovery", lambda cursor, *, loan_id: cursor.has_recovery(loan_id))
-    monkeypatch.setattr(
-        write_path, "suspense_allocations", lambda cursor, *, loan_id: cursor.suspense_allocations(loan_id)
-    )
+    for module in (write_path, replans):
+        monkeypatch.setattr(
+            module, "suspense_allocations", lambda cursor, *, loan_id: cursor.suspense_allocations(loan_id)
+        )
+    monkeypatch.setattr(replans, "payment_entries", lambda cursor, *, loan_id: cursor.payment_entries(loan_id))
 
 
 # --- In PostgreSQL ---------------------------------------------------------------------------------------------------
@@ -337,10 +386,17 @@ class Database:
         self.loans = self.books.loans
 
     def post(self, *events: Event) -> list[str | None]:
-        def attempt() -> list[str | None]:
-            with write_path.opened(self.books.origin, _touched(events)) as (posting, _):
+        return self._in_transaction(_touched(events), lambda posting: _in_one_posting(posting, events))
+
+    def replan(self, loan_id: str, since: date) -> list[tuple[Event, str]]:
+        touches = Touches([loan_id], since=since)
+        return self._in_transaction(touches, lambda posting: _replanned(posting, loan_id, since))
+
+    def _in_transaction(self, touches: Touches, work: Callable[[Posting], T]) -> T:
+        def attempt() -> T:
+            with write_path.opened(self.books.origin, touches) as (posting, _):
                 assert posting is not None
-                return _in_one_posting(posting, events)
+                return work(posting)
 
         return write_path.with_retries(attempt)
 
@@ -356,10 +412,11 @@ class Database:
             )
 
     def close(self, through: date) -> None:
-        with write_path.opened(self.books.origin, Touches(mode="close")) as (posting, _):
-            assert posting is not None
+        def work(posting: Posting) -> None:
             posting.admit_date(through)
             masters.close_period(posting.cursor, through_date=through, actor="client:test")
+
+        self._in_transaction(Touches(mode="close"), work)
 
     def documents(self) -> dict[str, str]:
         return dict(self.books.rows("SELECT id::text, document FROM journal_entry ORDER BY id"))

@@ -25,6 +25,7 @@ from ledger.events import (
     PaymentReceived,
     PaymentReturned,
     PaymentSettled,
+    PaymentUnallocated,
     Recovery,
     Refinance,
     Restructure,
@@ -195,6 +196,12 @@ class Model:
                 return p
         return None
 
+    def put_back(self, entry_id: str) -> bool:
+        """Whether a replan has put back into suspense what a payment met."""
+        return any(
+            isinstance(p.event, PaymentUnallocated) and p.event.payment_event_id == entry_id for p in self.posted
+        )
+
     def touched(self, loan_id: str) -> list[Posted]:
         """The entries with a line of the loan."""
         return [p for p in self.posted if any(move.loan_id == loan_id for move in p.moves)]
@@ -260,6 +267,7 @@ class Model:
             PaymentReceived: self._payment,
             PaymentSettled: self._payment_settled,
             SuspenseAllocated: self._suspense_allocated,
+            PaymentUnallocated: self._unallocated,
             FeeAssessed: self._fee,
             FeeWaived: self._waiver,
             ChargeOff: self._chargeoff,
@@ -318,6 +326,13 @@ class Model:
         taken = self._move(SUSPENSE, event.amount_minor, event.loan_id)
         return {"amount_exceeds_balance"} if left else set(), (taken, *parts)
 
+    def _unallocated(self, event: PaymentUnallocated) -> tuple[Iterable[str], Moves]:
+        """Only a replan asks for it, of payments that stand."""
+        of = self.by_id(event.payment_event_id)
+        met = [move for move in (self.settlement(of.entry_id) or of).moves if move.code in OWED.values()]
+        back = -sum(move.debit_minor for move in met)
+        return set(), (*_turned(tuple(met)), self._move(SUSPENSE, -back, of.event.loan_ids[0]))
+
     def _return(self, event: PaymentReturned) -> tuple[Iterable[str], Moves, tuple[tuple[str, int], ...]]:
         of = self.by_id(event.payment_event_id)
         moving = self.settlement(of.entry_id) or of
@@ -329,8 +344,11 @@ class Model:
         if event.effective_at < moving.day:
             refusals.add("effective_date_refused")
         # Of a settlement its own moves, without those that take the announcement back.
+        (loan_id,) = of.event.loan_ids
         mirror = _turned(tuple(move for move in moving.moves if moving is of or move.layer == "SETTLED"))
-        (loan_id,) = {move.loan_id for move in of.moves if move.loan_id is not None}
+        if self.put_back(of.entry_id):
+            given = -sum(move.debit_minor for move in mirror if move.code == "1000")
+            mirror = (self._move("1000", -given, loan_id), self._move(SUSPENSE, given, loan_id))
         layer = mirror[0].layer
         needed = sum(move.debit_minor for move in mirror if move.code == SUSPENSE)
         missing = max(0, needed - self.free(loan_id, SUSPENSE, layer, event.effective_at))
@@ -422,7 +440,7 @@ class Model:
         return refusals, _turned(of.moves)
 
     def _is_final(self, of: Posted) -> bool:
-        if isinstance(of.event, Reversal | PaymentReturned | DisbursementSettled | PaymentSettled):
+        if isinstance(of.event, Reversal | PaymentReturned | DisbursementSettled | PaymentSettled | PaymentUnallocated):
             return True
         if isinstance(of.event, ChargeOff):
             loan_id = of.event.loan_id
@@ -431,7 +449,7 @@ class Model:
             return len(self.touched(of.event.new_loan_id)) > 1
         if isinstance(of.event, SuspenseAllocated):
             return any(entry_id == of.entry_id for p in self.posted for entry_id, _ in p.undone)
-        return self.settlement(of.entry_id) is not None or self.returned(of.entry_id)
+        return bool(self.settlement(of.entry_id)) or self.returned(of.entry_id) or self.put_back(of.entry_id)
 
     def _adjustment(self, event: ManualAdjustment) -> tuple[Iterable[str], Moves]:
         refusals = set()

@@ -39,6 +39,7 @@ from ledger.events import (
     PaymentReceived,
     PaymentReturned,
     PaymentSettled,
+    PaymentUnallocated,
     Recovery,
     Refinance,
     Restructure,
@@ -82,7 +83,7 @@ PAIRS = st.lists(
     min_size=1,
     max_size=3,
 )
-FINAL = (Reversal, PaymentReturned, PaymentSettled, DisbursementSettled)
+FINAL = (Reversal, PaymentReturned, PaymentSettled, PaymentUnallocated, DisbursementSettled)
 
 
 def _day(number: int) -> date:
@@ -280,6 +281,28 @@ class Life(RuleBasedStateMachine):
         kinds = sorted({p.event.kind for p in entries})
         entry = _nth_from_the_end([p for p in entries if p.event.kind == kinds[kind % len(kinds)]], which)
         self._happens(Reversal(effective_at=_day(day), reverses_entry_id=entry.entry_id, reason_code="other"))
+
+    @precondition(lambda self: self._entries(PaymentReceived))
+    @rule(which=WHICH, day=st.integers(0, 28))
+    def replan(self, which: int, day: int) -> None:
+        """What is planned is allowed event by event; and then there is nothing more to plan."""
+        self._meanwhile()
+        (loan_id,) = _nth_from_the_end(self._entries(PaymentReceived), which).event.loan_ids
+        try:
+            planned = self.keeper.replan(loan_id, _day(day))
+        except Problem as problem:
+            self.reached[f"replan: {problem.code}"] += 1
+            assert problem.code == "period_closed" and self.model.closed_through >= OPENED_ON
+            return
+        self.broken = True
+        for event, entry_id in planned:
+            decision = self.model.decide(event)
+            assert not decision.refusals, f"{event}: planned, the model refuses it as {decision.refusals}"
+            self.model.take(entry_id, event, decision)
+            self.reached["a replan " + type(event).__name__] += 1
+        self.keeper.agree(self.model)
+        assert self.keeper.replan(loan_id, _day(day)) == [], "after a replan there is another"
+        self.broken = False
 
     @rule(day=DAYS, pairs=PAIRS, lie=SELDOM)
     def adjust(self, day: int, pairs: list[tuple[Any, ...]], lie: bool) -> None:

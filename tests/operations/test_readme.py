@@ -1,9 +1,11 @@
-"""The README's walk, run word by word against `make run`: it prints what the README says."""
+"""The walks of the README and of docs/loan-life.md, run word by word against `make run`: they print what the pages say."""
 
 from __future__ import annotations
 
 import re
 import subprocess
+
+import pytest
 
 from hpts import embedded
 from tests.operations.test_run import Runs, free_port, runs
@@ -11,7 +13,10 @@ from tests.operations.test_run import Runs, free_port, runs
 __all__ = ["runs"]
 
 README = (embedded.ROOT / "README.md").read_text()
-WALK = README[README.index("## A walk with curl") : README.index("## The command line")]
+WALKS = {
+    "README.md": README[README.index("## A walk with curl") : README.index("## The command line")],
+    "docs/loan-life.md": (embedded.ROOT / "docs" / "loan-life.md").read_text(),
+}
 BLOCK = re.compile(r"^```(sh)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -23,9 +28,10 @@ def comparable(text: str) -> list[str]:
     return text.strip().splitlines()
 
 
-def test_the_walk_prints_what_the_readme_prints(runs: Runs) -> None:
+@pytest.mark.parametrize("page", WALKS)
+def test_the_walk_prints_what_its_page_prints(page: str, runs: Runs) -> None:
     runs.start(free_port())
-    blocks = BLOCK.findall(WALK)
+    blocks = BLOCK.findall(WALKS[page])
     script = "\n".join(text for language, text in blocks if language == "sh")
     expected = "".join(text for language, text in blocks if language != "sh")
     walk = subprocess.run(

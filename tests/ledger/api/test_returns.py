@@ -409,7 +409,7 @@ def test_a_return_takes_back_the_newest_allocation_in_part(
     """400 are left of what it must give back: 100 come out of the last allocation's last receivable."""
     (paid, _), (first, second) = allocated
     made = api.give_back(paid, "2026-03-01")
-    assert api.lines(made["journal_entry_id"]) == ["DR 1100 100", "CR 2000 100", "DR 2000 500", "CR 1000 500"]
+    assert api.lines(made["journal_entry_id"]) == ["DR 1100 100", "CR 2000 100", "CR 1000 500", "DR 2000 500"]
     assert api.normal_balance("2000") == 0
     assert api.owed(loan) == (9_850, 0, 0)
     assert {item["loan_id"] for item in api.entry(made["journal_entry_id"])["lines"]} == {loan.loan_id}
@@ -428,7 +428,7 @@ def test_a_second_return_goes_on_where_the_first_one_stopped(
     assert api.lines(made["journal_entry_id"]) == [
         *("DR 1100 50", "DR 1300 150", "CR 2000 200"),
         *("DR 1100 100", "DR 1200 200", "DR 1300 100", "CR 2000 400"),
-        *("DR 2000 600", "CR 1000 600"),
+        *("CR 1000 600", "DR 2000 600"),
     ]
     assert api.normal_balance("2000") == 0
     assert api.owed(loan) == (10_000, 200, 250)
@@ -440,13 +440,13 @@ def test_a_second_return_goes_on_where_the_first_one_stopped(
 def test_a_reversed_allocation_is_not_taken_back_again(
     api: Api, loan: Loan, allocated: tuple[list[Json], list[Json]]
 ) -> None:
-    payments, (first, second) = allocated
+    payments, (_, second) = allocated
     api.reverse(second["journal_entry_id"], effective_at="2026-02-10")
     for payment in payments:
         made = api.give_back(payment, "2026-03-01")
     assert api.lines(made["journal_entry_id"]) == [
         *("DR 1100 100", "DR 1200 200", "DR 1300 100", "CR 2000 400"),
-        *("DR 2000 600", "CR 1000 600"),
+        *("CR 1000 600", "DR 2000 600"),
     ]
     assert api.owed(loan) == (10_000, 200, 250)
 
@@ -457,7 +457,7 @@ def test_money_that_was_refunded_is_principal(api: Api, loan: Loan) -> None:
     about = {"loan_id": loan.loan_id}
     api.adjust("2026-01-10", line("2000", "DR", 200, **about), line("1000", "CR", 200, **about))
     made = api.give_back(paid, "2026-02-01")
-    assert api.lines(made["journal_entry_id"]) == ["DR 2000 300", "DR 1100 200", "CR 1000 500"]
+    assert api.lines(made["journal_entry_id"]) == ["CR 1000 500", "DR 2000 300", "DR 1100 200"]
     assert api.owed(loan) == (200, 0, 0)
     assert api.normal_balance("2000") == 0
 
@@ -467,7 +467,7 @@ def test_money_that_was_refunded_altogether_has_no_line_on_suspense(api: Api, lo
     about = {"loan_id": loan.loan_id}
     api.adjust("2026-01-10", line("2000", "DR", 500, **about), line("1000", "CR", 500, **about))
     made = api.give_back(paid, "2026-02-01")
-    assert api.lines(made["journal_entry_id"]) == ["DR 1100 500", "CR 1000 500"]
+    assert api.lines(made["journal_entry_id"]) == ["CR 1000 500", "DR 1100 500"]
 
 
 def test_allocations_are_undone_before_principal_is_owed(api: Api, loan: Loan) -> None:
@@ -478,7 +478,7 @@ def test_allocations_are_undone_before_principal_is_owed(api: Api, loan: Loan) -
     api.adjust("2026-01-10", line("2000", "DR", 300, **about), line("1000", "CR", 300, **about))
     made = api.give_back(paid, "2026-02-01")
     assert api.lines(made["journal_entry_id"]) == [
-        *("DR 1300 100", "CR 2000 100", "DR 2000 200", "DR 1100 300", "CR 1000 500")
+        *("DR 1300 100", "CR 2000 100", "CR 1000 500", "DR 2000 200", "DR 1100 300")
     ]
     assert api.owed(loan) == (300, 0, 100)
 
@@ -490,7 +490,7 @@ def test_a_return_looks_at_suspense_from_its_date_on(api: Api, loan: Loan) -> No
     later = api.serve(loan, "suspense-allocations", "2026-02-01", 500)
     assert later["allocation"] == allocation(principal=500)
     made = api.give_back(paid, "2026-01-20")
-    assert api.lines(made["journal_entry_id"]) == ["DR 1100 500", "CR 2000 500", "DR 2000 500", "CR 1000 500"]
+    assert api.lines(made["journal_entry_id"]) == ["DR 1100 500", "CR 2000 500", "CR 1000 500", "DR 2000 500"]
     assert [api.owed(loan, on)[0] for on in ("2026-01-19", "2026-01-20", "2026-02-01")] == [10_000, 10_500, 10_000]
 
 
