@@ -21,8 +21,9 @@ import msgspec
 from django.db import DatabaseError, Error
 from django.db.backends.utils import CursorWrapper
 
+from hpts.pipeline import Statement
 from hpts.problems import Busy, InternalError, Problem
-from hpts.tenancy import tenant_transaction
+from hpts.tenancy import TenantTransaction, opened_transaction
 from ledger import document
 from ledger.chart import FLOORED, Chart
 from ledger.errors import (
@@ -54,13 +55,15 @@ from ledger.queries import read_chart
 from ledger.rules import RULES
 from ledger.state import EntryState, LoanState, State
 
-OPEN = "SELECT locked, fingerprint, response, state FROM open_posting(%s::uuid, %s, %s::uuid[], %s::uuid, %s::date, %s::date)"
-RECORD = "SELECT record_posting(%s, %s, %s::bytea, %s)"
+OPEN = Statement("SELECT locked, fingerprint, response, state FROM open_posting($1, $2, $3, $4, $5, $6)")
+RECORD = Statement("SELECT record_posting($1, $2, $3, $4)")
+# A boolean in PostgreSQL's binary form.
+TRUE = b"\x01"
 ATTEMPTS = 4
 # A batch of thousands of loans may take longer than a payment is allowed to.
 LARGE_LOANS = 1_000
 LARGE_LINES = 2_000
-LARGE_TIMEOUT = "SET LOCAL statement_timeout = '60s'"
+LARGE_TIMEOUT = Statement("SET LOCAL statement_timeout = '60s'")
 # Serialization failure, deadlock, lock timeout: the transaction did nothing and may be run again.
 RETRIED = {"40001", "40P01", "55P03"}
 
@@ -159,15 +162,15 @@ _charts: dict[str, Chart] = {}
 class Posting:
     """One transaction's postings: the state under the locks, and what `record()` will write."""
 
-    def __init__(self, cursor: CursorWrapper, origin: Origin, touches: Touches, opened: str) -> None:
+    def __init__(self, transaction: TenantTransaction, origin: Origin, touches: Touches, opened: bytes) -> None:
         state = _decode_state(opened)
         self.since = touches.since or state.today
-        self.cursor = cursor
+        self.transaction = transaction
         self.origin = origin
         self.posted_at = state.posted_at
         self.state = State(
             today=state.today,
-            chart=_chart(cursor, origin.tenant_id),
+            chart=_chart(transaction, origin.tenant_id),
             loans={loan.loan_id: _loan_state(loan) for loan in state.loans or ()},
             entry=_entry_state(state.entry) if state.entry else None,
         )
@@ -176,6 +179,11 @@ class Posting:
         for loan_id, revision, is_reversed in state.accruals or ():
             self.state.loans[loan_id].accrual = (revision, is_reversed)
         self._staged: list[tuple[str, dict[str, Any]]] = []
+
+    @property
+    def cursor(self) -> CursorWrapper:
+        """For what is asked beside the two round trips."""
+        return self.transaction.cursor
 
     @property
     def today(self) -> date:
@@ -202,11 +210,12 @@ class Posting:
         return entry
 
     def record(self, key: str | None = None, fingerprint: bytes | None = None, response: str | None = None) -> None:
-        """Write everything staged, and the key's row; the second round trip."""
+        """Write everything staged, and the key's row, when the transaction ends: the second round trip."""
         if sum(len(extra["versions"]) for _, extra in self._staged) > LARGE_LINES:
-            self.cursor.execute(LARGE_TIMEOUT)
+            self.transaction.finish_with(LARGE_TIMEOUT)
         if self._staged or key is not None:
-            self.cursor.execute(RECORD, (msgspec.json.encode(self._staged).decode(), key, fingerprint, response))
+            entries = msgspec.json.encode(self._staged).decode()
+            self.transaction.finish_with(RECORD, (entries, key, fingerprint, response))
 
     def _meet_accounts(self, event: Event) -> None:
         """Read the chart again when a line names an account that was added since this process read it."""
@@ -350,13 +359,13 @@ class KeyState:
 @contextmanager
 def opened(origin: Origin, touches: Touches, key: str | None = None) -> Iterator[tuple[Posting | None, KeyState]]:
     """One tenant transaction with the key tried and the loans locked and read. Without a free key there is no posting."""
-    # An array literal of canonical UUIDs, because psycopg's own array dumper costs more than the look-up.
-    params = (key, f"{{{','.join(touches.loans)}}}", touches.entry, touches.since, touches.accrual)
+    since, accrual = (day.isoformat() if day is not None else None for day in (touches.since, touches.accrual))
+    values = (key, f"{{{','.join(touches.loans)}}}", touches.entry, since, accrual)
     limit = LARGE_TIMEOUT if len(touches.loans) > LARGE_LOANS else None
-    with tenant_transaction(origin.tenant_id, OPEN, params, first=limit) as cursor:
-        locked, fingerprint, response, state = cursor.fetchone()
-        posting = Posting(cursor, origin, touches, state) if state is not None else None
-        yield posting, KeyState(locked, bytes(fingerprint) if fingerprint is not None else None, response)
+    with opened_transaction(origin.tenant_id, OPEN, values, first=limit) as transaction:
+        locked, fingerprint, response, state = (transaction.opened.get_value(0, column) for column in range(4))
+        posting = Posting(transaction, origin, touches, state) if state is not None else None
+        yield posting, KeyState(locked == TRUE, fingerprint, response.decode() if response is not None else None)
 
 
 def with_retries(attempt: Callable[[], T]) -> T:
@@ -405,11 +414,11 @@ def _sqlstate(error: Error) -> str:
     return getattr(error.__cause__, "sqlstate", None) or ""
 
 
-def _chart(cursor: CursorWrapper, tenant_id: str) -> Chart:
+def _chart(transaction: TenantTransaction, tenant_id: str) -> Chart:
     """The tenant's chart, read once per process: roles, sides and codes never change; `Posting` meets new codes."""
     chart = _charts.get(tenant_id)
     if chart is None:
-        chart = read_chart(cursor)
+        chart = read_chart(transaction.cursor)
         if "principal" in chart:
             _charts[tenant_id] = chart
     return chart

@@ -17,7 +17,8 @@ from django.apps import apps
 from django.db import connections
 from django.db.utils import DataError, ProgrammingError
 
-from hpts.tenancy import TenantOwned, current_tenant, tenant_transaction
+from hpts.pipeline import Statement
+from hpts.tenancy import TenantOwned, current_tenant, opened_transaction, tenant_transaction
 from ledger import queries
 from tests.ledger.conftest import (
     Books,
@@ -228,7 +229,8 @@ def test_the_setting_is_gone_with_its_transaction(books: Books, ending: str) -> 
         with pytest.raises(ProgrammingError), tenant_transaction(books.tenant_id) as cursor:
             cursor.execute("SELECT nothing")
     else:
-        with pytest.raises(DataError), tenant_transaction(books.tenant_id, "SELECT 1 / length(%s || '') - 1 / 0"):
+        opening = Statement("SELECT 1 / length($1 || '') - 1 / 0")
+        with pytest.raises(DataError), opened_transaction(books.tenant_id, opening):
             pass
     with pytest.raises(RuntimeError):
         current_tenant()
