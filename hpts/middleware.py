@@ -1,4 +1,4 @@
-"""What every request passes: its identity, and its answer's length. And what only the admin passes: sessions, forgery protection, messages."""
+"""What every request passes: its identity. And what only the admin passes: sessions, forgery protection, messages."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def _exchange(connection: psycopg.Connection, steps: Sequence[Step]) -> pq.abc.P
         if not statement.name:
             pgconn.send_query_params(statement.sql, raw, None, formats, _BINARY)
         else:
-            if statement.name not in prepared:
+            if statement.name not in prepared and statement.name not in preparing:
                 pgconn.send_prepare(statement.name, statement.sql)
                 preparing.append(statement.name)
             pgconn.send_query_prepared(statement.name, raw, formats, _BINARY)

@@ -6,6 +6,7 @@ one away.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import uuid
 from collections.abc import Callable
@@ -14,8 +15,9 @@ from typing import Any
 
 import pytest
 from django.apps import apps
-from django.db import connections
-from django.db.utils import DataError, ProgrammingError
+from django.db import connections, transaction
+from django.db.transaction import TransactionManagementError
+from django.db.utils import DataError, OperationalError, ProgrammingError
 
 from hpts.pipeline import Statement
 from hpts.tenancy import TenantOwned, current_tenant, opened_transaction, tenant_transaction
@@ -239,6 +241,45 @@ def test_the_setting_is_gone_with_its_transaction(books: Books, ending: str) -> 
         assert cursor.fetchone() == (*before, "")
         cursor.execute("SELECT count(*) FROM loan")
         assert cursor.fetchone() == (0,)
+
+
+def test_a_transaction_that_has_failed_never_ends_as_if_it_had_not(books: Books) -> None:
+    """PostgreSQL answers COMMIT with ROLLBACK then, and no error."""
+    with pytest.raises(TransactionManagementError), tenant_transaction(books.tenant_id) as cursor:
+        pytest.raises(ProgrammingError, cursor.execute, "SELECT nothing")
+    with tenant_transaction(books.tenant_id) as cursor:
+        cursor.execute("SELECT 1")
+
+
+def test_an_atomic_block_inside_is_a_savepoint(books: Books) -> None:
+    with tenant_transaction(books.tenant_id) as cursor:
+        cursor.execute("SELECT set_config('hpts.kept', 'yes', false)")
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+            cursor.execute("SELECT set_config('hpts.kept', 'no', false)")
+            raise ZeroDivisionError
+    with tenant_transaction(books.tenant_id) as cursor:
+        cursor.execute("SELECT current_setting('hpts.kept')")
+        assert cursor.fetchone() == ("yes",)
+
+
+def test_inside_another_transaction_it_is_refused(books: Books) -> None:
+    """Its COMMIT would be that one's."""
+    with pytest.raises(RuntimeError, match="whole"), transaction.atomic(), tenant_transaction(books.tenant_id):
+        pass
+
+
+def test_a_connection_that_is_lost_inside_is_an_error_once(books: Books) -> None:
+    for ending in ("at its end", "before"):
+        with pytest.raises(OperationalError), tenant_transaction(books.tenant_id) as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            (backend,) = cursor.fetchone()
+            with session("superuser") as connection:
+                connection.execute("SELECT pg_terminate_backend(%s, 10000)", (backend,))
+            if ending == "before":
+                cursor.execute("SELECT 1")
+        with tenant_transaction(books.tenant_id) as cursor:
+            cursor.execute("SELECT pg_backend_pid() <> %s", (backend,))
+            assert cursor.fetchone() == (True,)
 
 
 def test_two_tenants_take_turns_on_one_connection(books: Books, other_books: Books) -> None:
