@@ -245,8 +245,9 @@ def test_the_setting_is_gone_with_its_transaction(books: Books, ending: str) -> 
 
 def test_a_transaction_that_has_failed_never_ends_as_if_it_had_not(books: Books) -> None:
     """PostgreSQL answers COMMIT with ROLLBACK then, and no error."""
-    with pytest.raises(TransactionManagementError), tenant_transaction(books.tenant_id) as cursor:
-        pytest.raises(ProgrammingError, cursor.execute, "SELECT nothing")
+    failing = pytest.raises(TransactionManagementError)
+    with failing, tenant_transaction(books.tenant_id) as cursor, pytest.raises(ProgrammingError):
+        cursor.execute("SELECT nothing")
     with tenant_transaction(books.tenant_id) as cursor:
         cursor.execute("SELECT 1")
 
