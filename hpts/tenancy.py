@@ -73,6 +73,7 @@ def opened_transaction(
         raise RuntimeError("A tenant transaction does not nest: pass the cursor on instead.")
     connection = connections[using]
     token = _current.set(tenant_id)
+    committed = False
     try:
         _wake(connection)
         if connection.in_atomic_block:
@@ -92,13 +93,18 @@ def opened_transaction(
             if not connection.needs_rollback:
                 with connection.wrap_database_errors:
                     exchange(raw, *transaction.last, (COMMIT, ()))
+                committed = True
         finally:
             connection.in_atomic_block, connection.autocommit = False, True
             connection.needs_rollback = connection.closed_in_transaction = False
             if raw.pgconn.transaction_status != pq.TransactionStatus.IDLE:
                 _abandon(connection)
+            if not committed:
+                connection.run_on_commit.clear()
     finally:
         _current.reset(token)
+    if committed:
+        connection.run_and_clear_commit_hooks()
 
 
 @contextmanager

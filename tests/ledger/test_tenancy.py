@@ -263,6 +263,17 @@ def test_an_atomic_block_inside_is_a_savepoint(books: Books) -> None:
         assert cursor.fetchone() == ("yes",)
 
 
+def test_what_waits_for_the_commit_runs_after_it_or_never(books: Books) -> None:
+    ran: list[str] = []
+    with pytest.raises(ZeroDivisionError), tenant_transaction(books.tenant_id):
+        transaction.on_commit(lambda: ran.append("never"))
+        raise ZeroDivisionError
+    with tenant_transaction(books.tenant_id):
+        transaction.on_commit(lambda: ran.append("after"))
+        assert ran == []
+    assert ran == ["after"]
+
+
 def test_inside_another_transaction_it_is_refused(books: Books) -> None:
     """Its COMMIT would be that one's."""
     with pytest.raises(RuntimeError, match="whole"), transaction.atomic(), tenant_transaction(books.tenant_id):
