@@ -22,6 +22,7 @@ from django.db.backends.utils import CursorWrapper
 from django.utils import timezone
 
 from hpts import oauth
+from hpts.pipeline import Statement, Value
 from hpts.tenancy import tenant_transaction
 from ledger import masters
 from ledger.chart import RECEIVABLES
@@ -262,10 +263,10 @@ def _posting(tenant: int, touches: Touches) -> Iterator[Posting]:
 
 
 class _Recorder:
-    """A cursor that keeps what it is told to execute."""
+    """A transaction that keeps what it is told to end with."""
 
-    def execute(self, statement: str, parameters: Sequence[object]) -> None:
-        self.parameters = parameters
+    def finish_with(self, statement: Statement, values: Sequence[Value] = ()) -> None:
+        self.values = values
 
 
 def recorded_payment() -> tuple[str, str]:
@@ -281,7 +282,7 @@ def recorded_payment() -> tuple[str, str]:
         for account in ("1100", "1200"):
             loan.balances[account, "SETTLED"] = 1
         posted = posting.post(payment(t, amount_minor=2))
-        posting.cursor = recorder  # type: ignore[assignment]
+        posting.transaction = recorder  # type: ignore[assignment]
         response = {
             "payment_event_id": posted.journal_entry_id,
             "journal_entry_id": posted.journal_entry_id,
@@ -298,7 +299,7 @@ def recorded_payment() -> tuple[str, str]:
         t.borrower_id: "{borrower}",
         "987654321": "{version}",
     }
-    entries, answer = str(recorder.parameters[0]), str(recorder.parameters[3])
+    entries, answer = str(recorder.values[0]), str(recorder.values[3])
     for value, name in names.items():
         entries, answer = entries.replace(value, name), answer.replace(value, name)
     return entries, answer

@@ -10,14 +10,22 @@ import select
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cached_property
 from typing import Any
 
-from django.db import InterfaceError, OperationalError, connections, models, transaction
+import psycopg
+from django.db import InterfaceError, OperationalError, connections, models
 from django.db.backends.utils import CursorWrapper
+from django.db.transaction import TransactionManagementError
+from psycopg import pq
 
-ENTER = "SELECT set_config('hpts.tenant_id', %s, true)"
+from hpts.pipeline import Statement, Step, Value, exchange
+
+BEGIN = Statement("BEGIN")
+COMMIT, ROLLBACK = Statement("COMMIT", prepared=False), Statement("ROLLBACK", prepared=False)
 # As `first`: everything that the transaction reads is of one moment, and it writes nothing.
-SNAPSHOT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY"
+SNAPSHOT = Statement("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY")
+ENTER = Statement("SELECT set_config('hpts.tenant_id', $1, true)")
 
 _current: ContextVar[str | None] = ContextVar("current_tenant", default=None)
 
@@ -30,16 +38,38 @@ def current_tenant() -> str:
     return tenant_id
 
 
+class TenantTransaction:
+    """A running transaction: what its opening statement answered, a cursor, and how it will end."""
+
+    def __init__(self, connection: Any, opened: pq.abc.PGresult) -> None:
+        self.opened = opened
+        self.last: list[Step] = []
+        self._connection = connection
+
+    @cached_property
+    def cursor(self) -> CursorWrapper:
+        return self._connection.cursor()  # type: ignore[no-any-return]
+
+    def run(self, statement: Statement, values: Sequence[Value] = ()) -> pq.abc.PGresult:
+        """Run a statement now, in a round trip of its own; gives its result."""
+        with self._connection.wrap_database_errors:
+            return exchange(self._connection.connection, (statement, values))
+
+    def finish_with(self, statement: Statement, values: Sequence[Value] = ()) -> None:
+        """Run this when the block ends, in one round trip with COMMIT; what it answers is not looked at."""
+        self.last.append((statement, values))
+
+
 @contextmanager
-def tenant_transaction(
+def opened_transaction(
     tenant_id: str,
-    opening: str = ENTER,
-    params: Sequence[Any] = (),
+    opening: Statement,
+    values: Sequence[Value] = (),
     *,
-    first: str | None = None,
+    first: Statement | None = None,
     using: str = "default",
-) -> Iterator[CursorWrapper]:
-    """Open one transaction for one tenant and yield its cursor, after the `opening` statement has run on it.
+) -> Iterator[TenantTransaction]:
+    """Open one transaction for one tenant, in one round trip with its `opening` statement.
 
     `opening` takes the tenant's id as its first parameter and must set `hpts.tenant_id` for the transaction; the write
     path passes the function that also takes the locks and reads the state, so that entering costs no round trip more.
@@ -50,24 +80,67 @@ def tenant_transaction(
         raise RuntimeError("A tenant transaction does not nest: pass the cursor on instead.")
     connection = connections[using]
     token = _current.set(tenant_id)
+    committed = False
     try:
-        _wake(using)
-        with transaction.atomic(using=using), connection.cursor() as cursor:
-            if first is not None:
-                cursor.execute(first)
-            cursor.execute(opening, (tenant_id, *params))
-            yield cursor
+        _wake(connection)
+        if connection.in_atomic_block:
+            raise RuntimeError("A tenant transaction is a whole transaction: no other one may be open around it.")
+        # Django is told of the transaction, so that it opens and commits none of its own inside.
+        connection.in_atomic_block, connection.autocommit = True, False
+        raw: psycopg.Connection = connection.connection
+        try:
+            before: tuple[Step, ...] = ((BEGIN, ()),) if first is None else ((BEGIN, ()), (first, ()))
+            with connection.wrap_database_errors:
+                opened = exchange(raw, *before, (opening, (tenant_id, *values)))
+            transaction = TenantTransaction(connection, opened)
+            yield transaction
+            failed = raw.pgconn.transaction_status != pq.TransactionStatus.INTRANS
+            if failed or (connection.needs_rollback and transaction.last):
+                raise TransactionManagementError("The transaction has failed and cannot be committed.")
+            if not connection.needs_rollback:
+                with connection.wrap_database_errors:
+                    exchange(raw, *transaction.last, (COMMIT, ()))
+                committed = True
+        finally:
+            connection.in_atomic_block, connection.autocommit = False, True
+            connection.needs_rollback = connection.closed_in_transaction = False
+            if raw.pgconn.transaction_status != pq.TransactionStatus.IDLE:
+                _abandon(connection)
+            if not committed:
+                connection.run_on_commit.clear()
     finally:
         _current.reset(token)
+    if committed:
+        connection.run_and_clear_commit_hooks()
 
 
-def _wake(using: str) -> None:
+@contextmanager
+def tenant_transaction(
+    tenant_id: str, *, first: Statement | None = None, using: str = "default"
+) -> Iterator[CursorWrapper]:
+    """One transaction for one tenant: yields its cursor."""
+    with opened_transaction(tenant_id, ENTER, first=first, using=using) as transaction:
+        yield transaction.cursor
+
+
+def _abandon(connection: Any) -> None:
+    """Roll back. A connection that cannot, or that is in the middle of an exchange, is closed, which does the same."""
+    status = connection.connection.pgconn.transaction_status
+    if status in (pq.TransactionStatus.INTRANS, pq.TransactionStatus.INERROR):
+        try:
+            exchange(connection.connection, (ROLLBACK, ()))
+            return
+        except psycopg.Error:
+            pass
+    connection.close()
+
+
+def _wake(connection: Any) -> None:
     """Reconnect when the server closed this thread's connection since its last use, as after a restart.
 
     libpq knows of a closed socket without a round trip; asking here costs microseconds and saves the first caller after
     a restart from an error.
     """
-    connection = connections[using]
     if connection.connection is not None and (connection.connection.closed or _dead(connection.connection)):
         connection.close()
     try:

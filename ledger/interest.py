@@ -62,10 +62,10 @@ def interest_by_terms(
     movements: Sequence[tuple[date, int]], terms: Sequence[Terms], opened_on: date, since: date, through: date
 ) -> int:
     """Simple interest from `since` to `through` under terms that change, given in the order of their dates."""
-    ends = [later.since for later in terms[1:]]
+    following = [later.since for later in terms[1:]]
     total = 0
-    for each, end in zip(terms, [*ends, through], strict=True):
-        start, end = max(each.since, since), min(end, through)
+    for each, next_since in zip(terms, [*following, through], strict=False):
+        start, end = max(each.since, since), min(next_since, through)
         if start < end:
             met = [(max(moved_on, start), minor) for moved_on, minor in movements]
             total += interest_exact(met, each.annual_rate_bps, each.convention, opened_on, end)

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from hpts.fields import given
+from hpts.pipeline import Statement
 from hpts.problems import NotFound
 from ledger import masters, queries
 from ledger import serializers as shapes
@@ -84,6 +85,10 @@ def _write(
 
     return declare
 
+
+# What a plan posts for real is taken back. Not by a cursor: psycopg forgets what is prepared when one rolls back.
+SAVEPOINT = Statement("SAVEPOINT plan", prepared=False)
+ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT plan", prepared=False)
 
 # --- What operations touch -------------------------------------------------------------------------------------------
 
@@ -400,7 +405,7 @@ def restructure_loan(posting: Posting, body: shapes.NewRestructure, path: Path) 
     answer: dict[str, Any] = {"correlation_id": posting.origin.correlation_id}
     if lines:
         answer = _recorded(posting.post(event))
-        posting.record()
+        posting.flush()
     if rate is not None or convention is not None:
         masters.add_loan_terms(
             posting.cursor,
@@ -418,14 +423,14 @@ def replan_loan(posting: Posting, body: shapes.NewReplan, path: Path) -> Members
     """Make the plan, and commit it when it is the one that `plan_hash` names."""
     posting.admit_date(body.from_date)
     version = posting.state.loans[path["loan_id"]].version
-    posting.cursor.execute("SAVEPOINT plan")
+    posting.transaction.run(SAVEPOINT)
     entries = post_plan(posting, path["loan_id"], body.from_date)
-    posting.record()
+    posting.flush()
     plan = [planned(entry, posting.state.chart) for entry in entries]
     name = plan_hash(path["loan_id"], version, body.from_date, plan)
     wanted = given(body.plan_hash)
     if wanted is None:
-        posting.cursor.execute("ROLLBACK TO SAVEPOINT plan")
+        posting.transaction.run(ROLLBACK_TO_SAVEPOINT)
         posting.state.loans[path["loan_id"]].version = version
         return {"plan_hash": name, "entries": plan}
     if wanted != name:
@@ -572,7 +577,7 @@ def _alone(body: Any, path: Path) -> Touches:
 @_write("closePeriod", "hpts:admin:periods", shapes.NewPeriodClose, _alone)
 def close_period(posting: Posting, body: shapes.NewPeriodClose, path: Path) -> Members:
     posting.admit_date(body.through_date)
-    posting.record()
+    posting.flush()
     closed = masters.close_period(posting.cursor, through_date=body.through_date, actor=posting.origin.actor)
     posting.state.closed_through = body.through_date
     return closed

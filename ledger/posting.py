@@ -21,8 +21,9 @@ import msgspec
 from django.db import DatabaseError, Error
 from django.db.backends.utils import CursorWrapper
 
+from hpts.pipeline import Statement
 from hpts.problems import Busy, InternalError, Problem
-from hpts.tenancy import SNAPSHOT, tenant_transaction
+from hpts.tenancy import SNAPSHOT, TenantTransaction, opened_transaction
 from ledger import document
 from ledger.chart import FLOORED, Chart
 from ledger.errors import (
@@ -59,16 +60,15 @@ from ledger.rules import RULES
 from ledger.rules.payment import returned_entry, undone
 from ledger.state import AllocationState, EntryState, LoanState, State
 
-OPEN = (
-    "SELECT locked, fingerprint, response, state "
-    "FROM open_posting(%s::uuid, %s, %s::uuid[], %s::uuid[], %s::date, %s::date, %s)"
-)
-RECORD = "SELECT record_posting(%s, %s, %s::bytea, %s)"
+OPEN = Statement("SELECT locked, fingerprint, response, state FROM open_posting($1, $2, $3, $4, $5, $6, $7)")
+RECORD = Statement("SELECT record_posting($1, $2, $3, $4)")
+# A boolean in PostgreSQL's binary form.
+TRUE = b"\x01"
 ATTEMPTS = 4
 # A batch of thousands of loans may take longer than a payment is allowed to.
 LARGE_LOANS = 1_000
 LARGE_LINES = 2_000
-LARGE_TIMEOUT = "SET LOCAL statement_timeout = '60s'"
+LARGE_TIMEOUT = Statement("SET LOCAL statement_timeout = '60s'")
 # Serialization failure, deadlock, lock timeout: the transaction did nothing and may be run again.
 RETRIED = {"40001", "40P01", "55P03"}
 
@@ -192,23 +192,28 @@ _charts: dict[str, Chart] = {}
 class Posting:
     """One transaction's postings: the state under the locks, and what `record()` will write."""
 
-    def __init__(self, cursor: CursorWrapper, origin: Origin, touches: Touches, opened: str) -> None:
+    def __init__(self, transaction: TenantTransaction, origin: Origin, touches: Touches, opened: bytes) -> None:
         state = _decode_state(opened)
         self.since = touches.since or state.today
         self.read_on = touches.accrual or self.since
         self._has_waterfalls = False
-        self.cursor = cursor
+        self.transaction = transaction
         self.origin = origin
         self.touches = touches
         self.posted_at = state.posted_at
         self.state = State(
             today=state.today,
-            chart=_chart(cursor, origin.tenant_id),
+            chart=_chart(transaction, origin.tenant_id),
             loans=_loan_states(state),
             entries=_entry_states(state.entries) if state.entries else {},
             closed_through=state.closed_through,
         )
         self._staged: list[tuple[str, dict[str, Any]]] = []
+
+    @property
+    def cursor(self) -> CursorWrapper:
+        """For what is asked beside the two round trips."""
+        return self.transaction.cursor
 
     @property
     def today(self) -> date:
@@ -240,19 +245,26 @@ class Posting:
         return entry
 
     def record(self, key: str | None = None, fingerprint: bytes | None = None, response: str | None = None) -> None:
-        """Write everything staged, and the key's row; the second round trip. Without a key it may be repeated."""
+        """Write everything staged, and the key's row, when the transaction ends: the second round trip."""
         if sum(len(extra["versions"]) for _, extra in self._staged) > LARGE_LINES:
-            self.cursor.execute(LARGE_TIMEOUT)
+            self.transaction.finish_with(LARGE_TIMEOUT)
         if self._staged or key is not None:
-            self.cursor.execute(RECORD, (msgspec.json.encode(self._staged).decode(), key, fingerprint, response))
+            entries = msgspec.json.encode(self._staged).decode()
+            self.transaction.finish_with(RECORD, (entries, key, fingerprint, response))
+            self._staged.clear()
+
+    def flush(self) -> None:
+        """Write what is staged at once, for what is asked or written about it in this very transaction."""
+        if self._staged:
+            self.transaction.run(LARGE_TIMEOUT)
+            self.transaction.run(RECORD, (msgspec.json.encode(self._staged).decode(), None, None, None))
             self._staged.clear()
 
     def meet_loan(self, loan_id: str) -> LoanState:
         """A loan that this very transaction has created joins the state."""
         touches = Touches([loan_id], since=self.since)
-        self.cursor.execute(OPEN, (self.origin.tenant_id, *_params(None, touches)))
-        opened = _decode_state(self.cursor.fetchone()[3])
-        self.state.loans.update(_loan_states(opened))
+        opened = self.transaction.run(OPEN, (self.origin.tenant_id, *_params(None, touches)))
+        self.state.loans.update(_loan_states(_decode_state(opened.get_value(0, 3) or b"")))
         return self.state.loans[loan_id]
 
     def admit_date(self, effective_at: date) -> None:
@@ -288,7 +300,7 @@ class Posting:
         loan = self.state.loans[original.lines[0].loan_id]
         reversed_kind = original.event_type if isinstance(event, Reversal) else None
         if isinstance(event, PaymentReturned) or reversed_kind == EventKind.PAYMENT_ALLOCATED:
-            self.record()
+            self.flush()
             loan.allocations = tuple(
                 AllocationState(entry_id, lines_of(recorded), undone, payment_event_id)
                 for entry_id, recorded, undone, payment_event_id in suspense_allocations(
@@ -296,7 +308,7 @@ class Posting:
                 )
             )
         elif reversed_kind == EventKind.CHARGEOFF:
-            self.record()
+            self.flush()
             loan.recovered = has_recovery(self.cursor, loan_id=loan.loan_id)
 
     def admit(self, event: Event) -> None:
@@ -471,16 +483,16 @@ def opened(origin: Origin, touches: Touches, key: str | None = None) -> Iterator
     if touches.mode == "read" and key is None:
         # Without locks postings go on between the statements that read the state. (A key must be looked up after its lock.)
         first = SNAPSHOT
-    with tenant_transaction(origin.tenant_id, OPEN, _params(key, touches), first=first) as cursor:
-        locked, fingerprint, response, state = cursor.fetchone()
-        posting = Posting(cursor, origin, touches, state) if state is not None else None
-        yield posting, KeyState(locked, bytes(fingerprint) if fingerprint is not None else None, response)
+    with opened_transaction(origin.tenant_id, OPEN, _params(key, touches), first=first) as transaction:
+        locked, fingerprint, response, state = (transaction.opened.get_value(0, column) for column in range(4))
+        posting = Posting(transaction, origin, touches, state) if state is not None else None
+        yield posting, KeyState(locked == TRUE, fingerprint, response.decode() if response is not None else None)
 
 
-def _params(key: str | None, touches: Touches) -> tuple[str | date | None, ...]:
-    # Array literals of canonical UUIDs, because psycopg's own array dumper costs more than the look-up.
+def _params(key: str | None, touches: Touches) -> tuple[str | None, ...]:
     entries = f"{{{','.join(touches.entries)}}}" if touches.entries else None
-    return key, f"{{{','.join(touches.loans)}}}", entries, touches.since, touches.accrual, touches.mode
+    since, accrual = (day.isoformat() if day is not None else None for day in (touches.since, touches.accrual))
+    return key, f"{{{','.join(touches.loans)}}}", entries, since, accrual, touches.mode
 
 
 def with_retries(attempt: Callable[[], T]) -> T:
@@ -529,11 +541,11 @@ def _sqlstate(error: Error) -> str:
     return getattr(error.__cause__, "sqlstate", None) or ""
 
 
-def _chart(cursor: CursorWrapper, tenant_id: str) -> Chart:
+def _chart(transaction: TenantTransaction, tenant_id: str) -> Chart:
     """The tenant's chart, read once per process: roles, sides and codes never change; `Posting` meets new codes."""
     chart = _charts.get(tenant_id)
     if chart is None:
-        chart = read_chart(cursor)
+        chart = read_chart(transaction.cursor)
         if "principal" in chart:
             _charts[tenant_id] = chart
     return chart

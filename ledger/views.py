@@ -19,6 +19,7 @@ from hpts.fields import given
 from hpts.oauth import covers
 from hpts.openapi import Shape, View, operation
 from hpts.pagination import DEFAULT_PAGE_SIZE, page_token, position_of
+from hpts.pipeline import Statement
 from hpts.problems import FieldProblem, InvalidPageToken, NotFound, Problem, ValidationFailed
 from hpts.rendering import answer
 from hpts.tenancy import SNAPSHOT, tenant_transaction
@@ -112,7 +113,7 @@ class LedgerViewSet(APIViewSet):
         return Origin(principal.tenant_id, principal.actor, correlation_of(request))
 
     @contextmanager
-    def read(self, request: Request, *, first: str | None = None) -> Iterator[CursorWrapper]:
+    def read(self, request: Request, *, first: Statement | None = None) -> Iterator[CursorWrapper]:
         with tenant_transaction(caller(request).tenant_id, first=first) as cursor:
             yield cursor
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import unicodedata
-from datetime import date
+from datetime import date, datetime
 from typing import Annotated, Any
 
 import pytest
@@ -87,6 +87,30 @@ def test_a_date_has_one_spelling(text: str) -> None:
     except fields.FieldError:
         return
     assert day.isoformat() == text
+
+
+@supposing(st.datetimes())
+def test_every_instant_of_utc_is_taken_and_kept_as_it_came(moment: datetime) -> None:
+    text = f"{moment.isoformat()}Z"
+    assert fields.Timestamp.parse(text) == text
+
+
+@supposing(
+    st.text()
+    | st.from_regex(
+        r"[0-9\u0660]{4}-[0-9]{2}-?[0-9]{2}[T ]?[0-9]{2}:[0-9]{2}:?[0-9]{0,2}[.,]?[0-9]{0,8}[Zz+].?", fullmatch=True
+    )
+)
+def test_an_instant_has_seconds_at_most_six_digits_of_fraction_and_a_z(text: str) -> None:
+    try:
+        fields.Timestamp.parse(text)
+    except fields.FieldError:
+        return
+    assert text.isascii()
+    assert text[10] == "T"
+    assert text[-1] == "Z"
+    assert len(text) in (20, *range(22, 28))
+    assert datetime.fromisoformat(text).isoformat()[:19] == text[:19]
 
 
 @supposing(st.uuids())

@@ -215,12 +215,12 @@ class Memory:
             and entry["loans"] == {loan_id}
         ]
 
-    def suspense_allocations(self, loan_id: str) -> list[tuple[str, str, int]]:
+    def suspense_allocations(self, loan_id: str) -> list[tuple[str, str, int, str | None]]:
         undone: Counter[str] = Counter()
         for entry in self.entries.values():
             undone.update({of: int(minor) for of, minor in entry["facts"].get("undone", {}).items()})
         return [
-            (entry_id, entry["document"], undone[entry_id])
+            (entry_id, entry["document"], undone[entry_id], entry["facts"].get("payment_event_id"))
             for entry_id, entry in reversed(self.entries.items())
             if entry["event_type"] == "payment_allocated"
             and entry["settles_entry_id"] is None

@@ -354,7 +354,7 @@ class Model:
         missing = max(0, needed - self.free(loan_id, SUSPENSE, layer, event.effective_at))
         undone: list[tuple[str, int]] = []
         moves = [move for move in mirror if move.code != SUSPENSE]
-        for allocation, standing in self._allocations(loan_id) if layer == "SETTLED" else ():
+        for allocation, standing in self._allocations(loan_id, of.entry_id) if layer == "SETTLED" else ():
             part = min(missing, standing)
             if part:
                 undone.append((allocation.entry_id, part))
@@ -503,15 +503,19 @@ class Model:
         owed = self._owed(loan_id)
         return tuple(self._move(OWED[name], -owed[name], loan_id) for name in ("fees", "interest", "principal"))
 
-    def _allocations(self, loan_id: str) -> Iterator[tuple[Posted, int]]:
-        """The loan's allocations from suspense that stand, the newest first, each with how much of it stands."""
+    def _allocations(self, loan_id: str, payment: str) -> Iterator[tuple[Posted, int]]:
+        """The loan's allocations from suspense that stand, the newest first, each with how much of it stands. Those by which
+        a replan allocated this payment anew are its own money, and come before all others."""
         taken_back: Counter[str] = Counter()
         for p in self.posted:
             for entry_id, minor in p.undone:
                 taken_back[entry_id] += minor
-        for p in reversed(list(self._standing())):
-            if isinstance(p.event, SuspenseAllocated) and p.event.loan_id == loan_id:
-                yield p, p.event.amount_minor - taken_back[p.entry_id]
+        allocations = [
+            p for p in self._standing() if isinstance(p.event, SuspenseAllocated) and p.event.loan_id == loan_id
+        ]
+        own = [p for p in allocations if p.event.payment_event_id == payment]
+        for p in (*reversed(own), *(p for p in reversed(allocations) if p not in own)):
+            yield p, p.event.amount_minor - taken_back[p.entry_id]
 
     def _move(self, code: str, debit_minor: int, loan_id: str | None, layer: str = "SETTLED") -> Move:
         return Move(code, layer, self.loans[loan_id].currency if loan_id else "USD", loan_id, debit_minor)

@@ -169,7 +169,7 @@ def running(books: Books, key: str, event: Event) -> Iterator[psycopg.Connection
     """A request of another process that has taken its key and locked its loan, and is not done."""
     with session("app") as connection:
         params = (books.tenant_id, key, "{" + ",".join(event.loan_ids) + "}", None, event.effective_at, None, "post")
-        row = connection.execute(OPEN, params).fetchone()
+        row = psycopg.RawCursor(connection).execute(OPEN.sql, params).fetchone()
         assert row is not None
         assert row[0] is True
         assert row[3] is not None

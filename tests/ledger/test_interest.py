@@ -9,7 +9,7 @@ from random import Random
 
 import pytest
 
-from ledger.interest import MINOR_UNIT, YEAR, interest_exact, rounded, year_fraction
+from ledger.interest import MINOR_UNIT, YEAR, Terms, interest_by_terms, interest_exact, rounded, year_fraction
 from ledger.models import DAY_COUNTS
 
 # The 30/360 rows are the Bond Basis examples of ISDA's day count workbook; those of ACT_ACT are ISDA's memo of 1998.
@@ -82,3 +82,60 @@ def test_a_principal_earns_from_its_own_date_on() -> None:
 
 def test_half_a_cent_goes_to_the_even_one() -> None:
     assert [rounded(half * MINOR_UNIT // 2) for half in (1, 3, 5, -1, -3)] == [0, 2, 2, 0, -2]
+
+
+# --- Terms that change -----------------------------------------------------------------------------------------------
+
+OPENED = date(2023, 12, 31)
+
+
+def some_movements(dice: Random) -> list[tuple[date, int]]:
+    return [(OPENED + timedelta(days=dice.randint(0, 700)), dice.randint(-5_000, 90_000)) for _ in range(40)]
+
+
+@pytest.mark.parametrize("convention", DAY_COUNTS)
+def test_terms_that_change_nothing_give_the_interest_of_one_rate(convention: str) -> None:
+    movements = some_movements(Random(7))
+    through = OPENED + timedelta(days=800)
+    same = [Terms(OPENED + timedelta(days=days), 1_199, convention) for days in (0, 31, 59, 400, 799, 800, 900)]
+    whole = interest_exact(movements, 1_199, convention, OPENED, through)
+    assert interest_by_terms(movements, same, OPENED, OPENED, through) == whole
+    assert interest_by_terms(movements, same[:1], OPENED, OPENED, through) == whole
+
+
+def test_interest_by_terms_is_the_sum_of_its_days() -> None:
+    """Each day by itself: the principal at its beginning, at the rate and by the day count in force then."""
+    movements = some_movements(Random(8))
+    terms = [
+        Terms(OPENED, 900, "ACT_365"),
+        Terms(date(2024, 2, 10), 0, "ACT_365"),
+        Terms(date(2024, 5, 31), 1_500, "30_360"),
+        Terms(date(2025, 1, 1), 1_500, "ACT_ACT"),
+    ]
+    expected = 0
+    for number in range(500):
+        day = OPENED + timedelta(days=number)
+        principal = sum(minor for moved_on, minor in movements if moved_on <= day)
+        (*_, held) = (each for each in terms if each.since <= day)
+        ends = (year_fraction(held.convention, OPENED, day + timedelta(days=more)) for more in (0, 1))
+        expected += principal * held.annual_rate_bps * -(next(ends) - next(ends))
+    assert interest_by_terms(movements, terms, OPENED, OPENED, OPENED + timedelta(days=500)) == expected
+
+
+def test_interest_from_a_day_on_is_the_rest() -> None:
+    movements = some_movements(Random(9))
+    terms = [Terms(OPENED, 900, "30_360"), Terms(date(2024, 5, 31), 1_500, "30_360")]
+    through = OPENED + timedelta(days=600)
+    whole = interest_by_terms(movements, terms, OPENED, OPENED, through)
+    for days in (0, 1, 151, 152, 400, 600):
+        middle = OPENED + timedelta(days=days)
+        before = interest_by_terms(movements, terms, OPENED, OPENED, middle)
+        assert before + interest_by_terms(movements, terms, OPENED, middle, through) == whole
+
+
+def test_before_its_terms_begin_and_after_its_end_nothing_is_earned() -> None:
+    terms = [Terms(OPENED, 900, "ACT_365")]
+    movements = [(OPENED, 1_000_000)]
+    assert interest_by_terms(movements, terms, OPENED, OPENED, OPENED) == 0
+    assert interest_by_terms(movements, terms, OPENED, OPENED + timedelta(days=9), OPENED + timedelta(days=5)) == 0
+    assert interest_by_terms(movements, [], OPENED, OPENED, OPENED) == 0

@@ -12,7 +12,7 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from datetime import date, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import rfc8785
@@ -51,6 +51,8 @@ from tests.conftest import Loan
 from tests.ledger.conftest import OPENED_ON
 from tests.ledger.keepers import CAST, LIMIT, Database, Keeper, Memory, answer_from_memory
 from tests.ledger.model import NEVER_BELOW_ZERO, OWED, SUSPENSE, Model, Move, Moves, Posted, Terms, totals
+
+T = TypeVar("T")
 
 LONG = os.environ.get("HPTS_LONG") == "1"
 
@@ -285,24 +287,29 @@ class Life(RuleBasedStateMachine):
     @precondition(lambda self: self._entries(PaymentReceived))
     @rule(which=WHICH, day=st.integers(0, 28))
     def replan(self, which: int, day: int) -> None:
-        """What is planned is allowed event by event; and then there is nothing more to plan."""
+        """Every planned event is allowed by itself; and a second plan moves nothing any more."""
         self._meanwhile()
         (loan_id,) = _nth_from_the_end(self._entries(PaymentReceived), which).event.loan_ids
-        try:
-            planned = self.keeper.replan(loan_id, _day(day))
-        except Problem as problem:
-            self.reached[f"replan: {problem.code}"] += 1
-            assert problem.code == "period_closed" and self.model.closed_through >= OPENED_ON
-            return
-        self.broken = True
+        self._replans(loan_id, _day(day))
+        assert not any(self._replans(loan_id, _day(day)).values()), "a second plan moves money"
+
+    def _replans(self, loan_id: str, since: date) -> Counter[tuple[object, ...]]:
+        """What a plan moves in all, per day and account."""
+        moved: Counter[tuple[object, ...]] = Counter()
+        planned, code = _or_refusal(lambda: self.keeper.replan(loan_id, since))
+        if planned is None:
+            self.reached[f"replan: {code}"] += 1
+            assert (code, self.model.closed_through > OPENED_ON - timedelta(days=1)) == ("period_closed", True)
+            return moved
         for event, entry_id in planned:
             decision = self.model.decide(event)
             assert not decision.refusals, f"{event}: planned, the model refuses it as {decision.refusals}"
             self.model.take(entry_id, event, decision)
-            self.reached["a replan " + type(event).__name__] += 1
+            self.reached[f"replan {type(event).__name__}"] += 1
+            for move in decision.moves:
+                moved[event.effective_at, move.code] += move.debit_minor
         self.keeper.agree(self.model)
-        assert self.keeper.replan(loan_id, _day(day)) == [], "after a replan there is another"
-        self.broken = False
+        return moved
 
     @rule(day=DAYS, pairs=PAIRS, lie=SELDOM)
     def adjust(self, day: int, pairs: list[tuple[Any, ...]], lie: bool) -> None:
@@ -335,11 +342,7 @@ class Life(RuleBasedStateMachine):
         closed = max(self.model.closed_through, _day(-10))
         through = self.keeper.today + timedelta(days=1) if future else closed + timedelta(days=days)
         refusals = self.model.close(through)
-        code = None
-        try:
-            self.keeper.close(through)
-        except Problem as problem:
-            code = problem.code
+        _, code = _or_refusal(lambda: self.keeper.close(through))
         self.reached[f"period: {code}" if code else "period"] += 1
         assert (code in refusals) if code else not refusals, f"close {through}: {code}, the model says {refusals}"
 
@@ -376,10 +379,8 @@ class Life(RuleBasedStateMachine):
             if decision.moves:
                 taken.append((f"new {len(taken)}", event, decision.moves))
                 self.model.take(taken[-1][0], event, decision)
-        try:
-            posted, code = [entry_id for entry_id in self.keeper.post(*events) if entry_id], None
-        except Problem as problem:
-            posted, code = [], problem.code
+        answer, code = _or_refusal(lambda: self.keeper.post(*events))
+        posted = [entry_id for entry_id in answer or () if entry_id]
         if code is not None:
             self.reached[f"{(refused or (events[0],))[0].kind}: {code}"] += 1
             self.model.forget(len(taken))
@@ -480,6 +481,14 @@ def _nth_from_the_end(entries: list[Posted], which: int) -> Posted:
 def _share(there: int, part: tuple[int, int]) -> int:
     quarters, more = part
     return max(1, there * quarters // 4 + more)
+
+
+def _or_refusal(work: Callable[[], T]) -> tuple[T | None, str | None]:
+    """What the product answers, or the code of its refusal."""
+    try:
+        return work(), None
+    except Problem as problem:
+        return None, problem.code
 
 
 # --- Documents -------------------------------------------------------------------------------------------------------

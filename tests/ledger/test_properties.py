@@ -24,6 +24,7 @@ import rfc8785
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from hpts.pipeline import Statement
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
 from ledger import posting as write_path
@@ -203,10 +204,14 @@ class Memory:
         posting.record()
         return posted.journal_entry_id
 
-    def execute(self, statement: str, parameters: tuple[Any, ...]) -> None:
-        """What a cursor would send to `record_posting`."""
-        assert statement == write_path.RECORD
-        self.recorded += [(text, extra) for text, extra in json.loads(parameters[0])]
+    @property
+    def cursor(self) -> None:
+        """What the chart is read with; here it is not read."""
+
+    def finish_with(self, statement: Statement, values: tuple[Any, ...]) -> None:
+        """What a transaction would send to `record_posting`."""
+        assert statement is write_path.RECORD
+        self.recorded += [(text, extra) for text, extra in json.loads(values[0])]
 
     def documents(self) -> dict[str, str]:
         return {json.loads(text)["journal_entry_id"]: text for text, _ in self.recorded}

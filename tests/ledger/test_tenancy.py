@@ -6,6 +6,7 @@ one away.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import uuid
 from collections.abc import Callable
@@ -14,10 +15,12 @@ from typing import Any
 
 import pytest
 from django.apps import apps
-from django.db import connections
-from django.db.utils import DataError, ProgrammingError
+from django.db import connections, transaction
+from django.db.transaction import TransactionManagementError
+from django.db.utils import DataError, OperationalError, ProgrammingError
 
-from hpts.tenancy import TenantOwned, current_tenant, tenant_transaction
+from hpts.pipeline import Statement
+from hpts.tenancy import TenantOwned, current_tenant, opened_transaction, tenant_transaction
 from ledger import queries
 from tests.ledger.conftest import (
     Books,
@@ -228,7 +231,8 @@ def test_the_setting_is_gone_with_its_transaction(books: Books, ending: str) -> 
         with pytest.raises(ProgrammingError), tenant_transaction(books.tenant_id) as cursor:
             cursor.execute("SELECT nothing")
     else:
-        with pytest.raises(DataError), tenant_transaction(books.tenant_id, "SELECT 1 / length(%s || '') - 1 / 0"):
+        opening = Statement("SELECT 1 / length($1 || '') - 1 / 0")
+        with pytest.raises(DataError), opened_transaction(books.tenant_id, opening):
             pass
     with pytest.raises(RuntimeError):
         current_tenant()
@@ -237,6 +241,57 @@ def test_the_setting_is_gone_with_its_transaction(books: Books, ending: str) -> 
         assert cursor.fetchone() == (*before, "")
         cursor.execute("SELECT count(*) FROM loan")
         assert cursor.fetchone() == (0,)
+
+
+def test_a_transaction_that_has_failed_never_ends_as_if_it_had_not(books: Books) -> None:
+    """PostgreSQL answers COMMIT with ROLLBACK then, and no error."""
+    failing = pytest.raises(TransactionManagementError)
+    with failing, tenant_transaction(books.tenant_id) as cursor, pytest.raises(ProgrammingError):
+        cursor.execute("SELECT nothing")
+    with tenant_transaction(books.tenant_id) as cursor:
+        cursor.execute("SELECT 1")
+
+
+def test_an_atomic_block_inside_is_a_savepoint(books: Books) -> None:
+    with tenant_transaction(books.tenant_id) as cursor:
+        cursor.execute("SELECT set_config('hpts.kept', 'yes', false)")
+        with contextlib.suppress(ZeroDivisionError), transaction.atomic():
+            cursor.execute("SELECT set_config('hpts.kept', 'no', false)")
+            raise ZeroDivisionError
+    with tenant_transaction(books.tenant_id) as cursor:
+        cursor.execute("SELECT current_setting('hpts.kept')")
+        assert cursor.fetchone() == ("yes",)
+
+
+def test_what_waits_for_the_commit_runs_after_it_or_never(books: Books) -> None:
+    ran: list[str] = []
+    with pytest.raises(ZeroDivisionError), tenant_transaction(books.tenant_id):
+        transaction.on_commit(lambda: ran.append("never"))
+        raise ZeroDivisionError
+    with tenant_transaction(books.tenant_id):
+        transaction.on_commit(lambda: ran.append("after"))
+        assert ran == []
+    assert ran == ["after"]
+
+
+def test_inside_another_transaction_it_is_refused(books: Books) -> None:
+    """Its COMMIT would be that one's."""
+    with pytest.raises(RuntimeError, match="whole"), transaction.atomic(), tenant_transaction(books.tenant_id):
+        pass
+
+
+def test_a_connection_that_is_lost_inside_is_an_error_once(books: Books) -> None:
+    for ending in ("at its end", "before"):
+        with pytest.raises(OperationalError), tenant_transaction(books.tenant_id) as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            (backend,) = cursor.fetchone()
+            with session("superuser") as connection:
+                connection.execute("SELECT pg_terminate_backend(%s, 10000)", (backend,))
+            if ending == "before":
+                cursor.execute("SELECT 1")
+        with tenant_transaction(books.tenant_id) as cursor:
+            cursor.execute("SELECT pg_backend_pid() <> %s", (backend,))
+            assert cursor.fetchone() == (True,)
 
 
 def test_two_tenants_take_turns_on_one_connection(books: Books, other_books: Books) -> None:

@@ -1,12 +1,17 @@
-"""GET /v1/accounts, /v1/accounts/{code}/balance, /v1/trial-balance."""
+"""GET /v1/accounts, /v1/accounts/{code}/balance, /v1/trial-balance; accounts of the tenant's own, and closures."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from itertools import product
+from typing import Any
 
 import pytest
 
-from tests.conftest import Api, Json, Lender, in_books_of, line, refused, shown
+from tests.conftest import Api, Json, Lender, in_books_of, line, posted, refused, shown
+
+Unmoved = Callable[[], AbstractContextManager[None]]
 
 CHART = {
     "1000": ("asset", "DR", False),
@@ -67,6 +72,140 @@ def test_a_closed_account_is_shown_as_closed(acme: Lender) -> None:
         connection.execute("UPDATE gl_account SET closed_at = now(), closure_reason = 'test' WHERE code = '4200'")
     closed = {item["account_code"] for item in shown(acme.api.get("/v1/accounts"))["items"] if item["closed"]}
     assert closed == {"4200"}
+
+
+# --- Accounts of one's own -------------------------------------------------------------------------------------------
+
+
+def account_of(code: str, **changes: Any) -> Json:
+    return {
+        "account_code": code,
+        "account_name": "Agency fees",
+        "account_type": "expense",
+        "normal_side": "DR",
+    } | changes
+
+
+def chart(api: Api) -> dict[str, Json]:
+    return {item["account_code"]: item for item in shown(api.get("/v1/accounts"))["items"]}
+
+
+@pytest.mark.parametrize("kind", ["asset", "liability", "equity", "income", "expense", "memo"])
+@pytest.mark.parametrize(("side", "per_loan"), [("DR", True), ("CR", False), ("CR", None)])
+def test_an_account_is_added_to_the_chart(api: Api, kind: str, side: str, per_loan: bool | None) -> None:
+    more = {} if per_loan is None else {"per_loan": per_loan}
+    made = posted(api.post("/v1/accounts", account_of("1101", account_type=kind, normal_side=side, **more)))
+    assert made == {
+        "account_code": "1101",
+        "account_name": "Agency fees",
+        "account_type": kind,
+        "normal_side": side,
+        "per_loan": bool(per_loan),
+        "closed": False,
+    }
+    assert chart(api)["1101"] == made
+    assert list(chart(api)) == sorted([*CHART, "1101"])
+
+
+def test_an_account_of_ones_own_takes_manual_lines(api: Api) -> None:
+    """In a process that has read the chart before."""
+    api.adjust("2026-01-05", line("1000", "DR", 1), line("3000", "CR", 1))
+    posted(api.post("/v1/accounts", account_of("5500", normal_side="CR")))
+    made = api.adjust("2026-01-05", line("5500", "DR", 9), line("1000", "CR", 9))
+    assert api.normal_balance("5500") == -9
+    api.reverse(made["journal_entry_id"])
+    assert api.account("5500")["cr_balance_minor"] == "9"
+
+
+def test_an_account_kept_per_loan_needs_the_loan(acme: Lender, nothing_moves: Unmoved) -> None:
+    api, about = acme.api, {"loan_id": acme.loan.loan_id}
+    posted(api.post("/v1/accounts", account_of("9500", account_type="memo", per_loan=True)))
+    with nothing_moves():
+        lines = [line("1000", "CR", 9), line("9500", "DR", 9)]
+        body = {"effective_at": "2026-01-05", "description": "Adjustment", "lines": lines}
+        refused(api.post("/v1/journal-entries", body), 400, "validation_failed", ["lines.1.loan_id"])
+    api.adjust("2026-01-05", line("1000", "DR", 9), line("9500", "CR", 9, **about))
+    # It is no receivable: it may be below zero, and is not owed.
+    assert acme.balances() == {(acme.loan.loan_id, "9500", "SETTLED"): -9}
+    assert api.owed(acme.loan) == (0, 0, 0)
+
+
+def test_a_code_is_used_once(acme: Lender, zenith: Lender, nothing_moves: Unmoved) -> None:
+    posted(acme.api.post("/v1/accounts", account_of("5500")))
+    with nothing_moves():
+        for code in ("5500", "1000", "1100", "9100"):
+            answer = acme.api.post("/v1/accounts", account_of(code, account_name="Another"))
+            problem = refused(answer, 400, "validation_failed", ["account_code"])
+            assert problem["errors"][0]["code"] == "exists"
+    posted(zenith.api.post("/v1/accounts", account_of("5500")))
+
+
+def test_a_closed_code_is_not_free(acme: Lender, nothing_moves: Unmoved) -> None:
+    posted(acme.api.post("/v1/accounts", account_of("5500")))
+    posted(acme.api.post("/v1/accounts/5500/closure", {"reason": "Not used"}))
+    with nothing_moves():
+        refused(acme.api.post("/v1/accounts", account_of("5500")), 400, "validation_failed", ["account_code"])
+
+
+# --- Closing one -----------------------------------------------------------------------------------------------------
+
+
+def test_a_closed_account_takes_no_more_lines_and_keeps_its_balance(acme: Lender, nothing_moves: Unmoved) -> None:
+    api = acme.api
+    posted(api.post("/v1/accounts", account_of("5500")))
+    entry = api.adjust("2026-01-05", line("5500", "DR", 9), line("1000", "CR", 9))
+    made = posted(api.post("/v1/accounts/5500/closure", {"reason": "Not used \U0001f4d5"}))
+    assert made == account_of("5500") | {"per_loan": False, "closed": True}
+    assert chart(api)["5500"] == made
+    with nothing_moves():
+        lines = [line("5500", "CR", 9), line("1000", "DR", 9)]
+        body = {"effective_at": "2026-01-05", "description": "Adjustment", "lines": lines}
+        refused(api.post("/v1/journal-entries", body), 422, "account_closed")
+        # The mirror would be such a line too.
+        reversal = {"reverses_entry_id": entry["journal_entry_id"], "reason_code": "other"}
+        refused(api.post("/v1/reversals", reversal), 422, "account_closed")
+    assert api.normal_balance("5500") == 9
+    with in_books_of(acme.tenant_id) as connection:
+        reason = connection.execute("SELECT closure_reason FROM gl_account WHERE code = '5500'").fetchone()
+    assert reason == ("Not used \U0001f4d5",)
+
+
+def test_an_account_is_closed_once(api: Api, nothing_moves: Unmoved) -> None:
+    posted(api.post("/v1/accounts/4200/closure", {"reason": "Not used"}))
+    with nothing_moves():
+        refused(api.post("/v1/accounts/4200/closure", {"reason": "Again"}), 422, "account_closed")
+
+
+def test_an_account_of_the_template_may_be_closed(acme: Lender, nothing_moves: Unmoved) -> None:
+    """What needs it is refused then, and nothing else."""
+    loan = acme.loan
+    posted(acme.api.post("/v1/accounts/4100/closure", {"reason": "No fees here"}))
+    with nothing_moves():
+        body = {"amount_minor": "5", "currency": "USD", "effective_at": "2026-02-01"}
+        refused(acme.api.post(f"/v1/loans/{loan.loan_id}/fees", body), 422, "account_closed")
+    acme.api.disburse(loan, 5, "2026-01-05")
+
+
+@pytest.mark.parametrize("code", ["9999", "0000", "12a4", "100", "10000", "\u0661\u0660\u0660\u0660", "principal"])
+def test_an_unknown_account_is_not_closed(api: Api, nothing_moves: Unmoved, code: str) -> None:
+    with nothing_moves():
+        refused(api.post(f"/v1/accounts/{code}/closure", {"reason": "Not used"}), 404, "not_found")
+
+
+def test_a_closure_belongs_to_a_tenant(acme: Lender, zenith: Lender) -> None:
+    posted(acme.api.post("/v1/accounts/1000/closure", {"reason": "Moved"}))
+    assert chart(zenith.api)["1000"]["closed"] is False
+    zenith.api.pay(zenith.loan, 5, "2026-01-05")
+
+
+@pytest.mark.parametrize(
+    ("path", "allowed"), [("/v1/accounts", {"GET", "HEAD", "POST"}), ("/v1/accounts/4200/closure", {"POST"})]
+)
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+def test_an_account_is_neither_changed_nor_opened_again(api: Api, path: str, allowed: set[str], method: str) -> None:
+    answer = api.call(method, path)
+    refused(answer, 405, "method_not_allowed")
+    assert set(answer.headers["Allow"].split(", ")) == allowed
 
 
 # --- One account -----------------------------------------------------------------------------------------------------

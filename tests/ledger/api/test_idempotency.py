@@ -13,6 +13,7 @@ import pytest
 from django.db import connections
 from django.http import HttpResponse
 
+from hpts.pipeline import Statement
 from ledger.idempotency import fingerprint
 from tests.conftest import (
     Api,
@@ -311,7 +312,7 @@ def test_a_refused_attempt_leaves_its_key_free(write: Write, prepared: Prepared,
 def test_a_failure_inside_leaves_the_key_free(acme: Lender, nothing_moves: Unmoved, monkeypatch: Any) -> None:
     key = new_key()
     with nothing_moves(), monkeypatch.context() as patch:
-        patch.setattr("ledger.posting.RECORD", "SELECT record_posting(%s, %s, %s::bytea, %s), 1/0")
+        patch.setattr("ledger.posting.RECORD", Statement("SELECT record_posting($1, $2, $3, $4), 1/0"))
         refused(acme.api.post("/v1/payments", payment_of(acme.loan), key=key), 500, "internal_error")
     posted(acme.api.post("/v1/payments", payment_of(acme.loan), key=key))
 

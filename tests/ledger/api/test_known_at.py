@@ -160,7 +160,9 @@ def test_an_account_is_asked_on_both_axes_and_on_each_layer(acme: Lender, story:
 
 def test_an_account_known_before_its_first_line_is_empty(acme: Lender, story: list[Json]) -> None:
     assert acme.api.normal_balance("1100", known_at=LONG_AGO) == 0
-    assert acme.api.account("1100", known_at=FAR_AHEAD) | {"known_at": ""} == acme.api.account("1100") | {"known_at": ""}
+    assert acme.api.account("1100", known_at=FAR_AHEAD) | {"known_at": ""} == acme.api.account("1100") | {
+        "known_at": ""
+    }
 
 
 # --- What explains the difference --------------------------------------------------------------------------------------
@@ -170,9 +172,7 @@ def test_the_entries_in_between_are_the_difference_on_every_date(acme: Lender, s
     instants = [LONG_AGO, *(entry["posted_at"] for entry in story), FAR_AHEAD]
     for (earlier, later), as_of in product(zip(instants[::2], instants[1::2], strict=False), DATES):
         found = changes(acme.api, acme.loan, earlier, later, as_of_date=as_of)
-        between = [
-            entry for entry in story if earlier < entry["posted_at"] <= later and entry["effective_at"] <= as_of
-        ]
+        between = [entry for entry in story if earlier < entry["posted_at"] <= later and entry["effective_at"] <= as_of]
         settled = [entry for entry in between if any(item["layer"] == "SETTLED" for item in entry["lines"])]
         assert [entry["journal_entry_id"] for entry in found["entries"]] == [
             entry["journal_entry_id"] for entry in settled
@@ -283,7 +283,8 @@ def test_a_bad_instant_is_named(api: Api, loan: Loan, value: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", ["2026-03-01T12:00:00Z", "2026-03-01T12:00:00.5Z", "2026-03-01T12:00:00.120Z", "2024-02-29T23:59:59.000001Z"]
+    "value",
+    ["2026-03-01T12:00:00Z", "2026-03-01T12:00:00.5Z", "2026-03-01T12:00:00.120Z", "2024-02-29T23:59:59.000001Z"],
 )
 def test_an_instant_is_repeated_as_it_came(api: Api, loan: Loan, value: str) -> None:
     assert balance(api, loan, known_at=value)["known_at"] == value

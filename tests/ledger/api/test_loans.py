@@ -219,6 +219,58 @@ def test_the_list_is_filtered_by_program_borrower_and_state(acme: Lender) -> Non
     assert found(program_id=str(uuid.uuid4())) == found(borrower_id=str(uuid.uuid4())) == set()
 
 
+def test_the_list_knows_all_four_states(acme: Lender) -> None:
+    """And follows a loan from one to the next, whatever brought it there."""
+    api, program_id = acme.api, acme.open_program()
+    never_lent, lent, paid, gone, moved = (acme.open_loan(program_id) for _ in range(5))
+    for loan in (lent, paid, gone, moved):
+        api.disburse(loan, 100, "2026-01-05")
+    api.pay(paid, 100, "2026-01-06")
+    lost = api.serve(gone, "chargeoff", "2026-01-06", reason="Gone")
+    new_loan = {"borrower_id": moved.borrower_id, "program_id": program_id, "opened_on": "2026-01-01"}
+    renewed = api.serve(moved, "refinance", "2026-01-06", new_loan=new_loan)
+
+    def check(**expected: set[str]) -> None:
+        for name in ("open", "paid_off", "charged_off", "refinanced"):
+            page = shown(api.get(PATH, {"state": name, "program_id": program_id}))
+            assert set(ids(page)) == expected.get(name, set()), name
+            assert all(item["state"] == name for item in page["items"])
+            assert page["items"] == [shown(api.get(f"{PATH}/{found}")) for found in ids(page)]
+
+    opened = {never_lent.loan_id, lent.loan_id, renewed["new_loan_id"]}
+    check(open=opened, paid_off={paid.loan_id}, charged_off={gone.loan_id}, refinanced={moved.loan_id})
+    api.serve(paid, "fees", "2026-01-07", 5)
+    api.reverse(lost["journal_entry_id"], effective_at="2026-01-06")
+    check(open=opened | {paid.loan_id, gone.loan_id}, refinanced={moved.loan_id})
+    api.reverse(renewed["journal_entry_id"], effective_at="2026-01-06")
+    api.pay(gone, 100, "2026-01-07")
+    check(open=opened | {paid.loan_id, moved.loan_id}, paid_off={gone.loan_id})
+
+
+@pytest.mark.parametrize("state", ["", "Open", "closed", "open,paid_off", "null"])
+def test_a_state_that_does_not_exist_is_refused(api: Api, state: str) -> None:
+    refused(api.get(PATH, {"state": state}), 400, "validation_failed", ["state"])
+
+
+@pytest.mark.parametrize("name", ["charged_off", "refinanced"])
+def test_the_list_of_an_ended_state_goes_by_pages(acme: Lender, name: str) -> None:
+    ended = []
+    for _ in range(4):
+        loan = acme.open_loan()
+        acme.api.disburse(loan, 100, "2026-01-05")
+        new_loan = {"borrower_id": loan.borrower_id, "program_id": loan.program_id, "opened_on": "2026-01-01"}
+        if name == "charged_off":
+            acme.api.serve(loan, "chargeoff", "2026-01-06", reason="Gone")
+        else:
+            acme.api.serve(loan, "refinance", "2026-01-06", new_loan=new_loan)
+        ended.append(loan.loan_id)
+    first = shown(acme.api.get(PATH, {"state": name, "page_size": 3}))
+    token = first["next_page_token"]
+    last = shown(acme.api.get(PATH, {"state": name, "page_size": 3, "page_token": token}))
+    assert ids(first) + ids(last) == sorted(ended)
+    assert "next_page_token" not in last
+
+
 def test_filters_by_ids_of_another_tenant_find_nothing(acme: Lender, zenith: Lender) -> None:
     for query in ({"program_id": zenith.program_id}, {"borrower_id": zenith.loan.borrower_id}):
         assert shown(acme.api.get(PATH, query)) == {"items": []}

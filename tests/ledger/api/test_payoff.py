@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -9,7 +10,10 @@ from datetime import date, timedelta
 from typing import Any
 
 import pytest
+from django.db import connections
 
+from ledger import queries
+from ledger.posting import Origin, Touches, opened
 from tests.conftest import Api, Json, Lender, Loan, in_books_of, payment_of, posted, refused, shown
 
 Unmoved = Callable[[], AbstractContextManager[None]]
@@ -84,12 +88,24 @@ def test_a_payoff_is_what_is_owed_and_shows_what_waits_in_suspense(api: Api, owi
         "payoff_minor": "100770",
     }
     api.pay(owing, 100_777, "2026-01-20")
-    paid = {"principal_minor": "0", "interest_minor": "0", "fees_minor": "0", "suspense_minor": "7", "payoff_minor": "0"}
+    paid = {
+        "principal_minor": "0",
+        "interest_minor": "0",
+        "fees_minor": "0",
+        "suspense_minor": "7",
+        "payoff_minor": "0",
+    }
     assert payoff(api, owing, "2026-01-31") == before | paid
 
 
 def test_a_payoff_is_of_its_date(api: Api, owing: Loan) -> None:
-    expected = {"2026-01-04": 0, "2026-01-05": 100_000, "2026-01-06": 100_270, "2026-01-10": 100_770, "9999-12-31": 100_770}
+    expected = {
+        "2026-01-04": 0,
+        "2026-01-05": 100_000,
+        "2026-01-06": 100_270,
+        "2026-01-10": 100_770,
+        "9999-12-31": 100_770,
+    }
     for on, total in expected.items():
         assert payoff(api, owing, on)["payoff_minor"] == str(total)
 
@@ -113,12 +129,20 @@ def test_a_loan_that_a_client_accrues_has_no_interest_beside_the_books(api: Api,
 
 
 def test_interest_grows_by_the_day_from_the_day_after_the_money_went_out(api: Api, engine_loan: Loan) -> None:
-    for on, interest in [("2025-12-31", 0), ("2026-01-01", 0), ("2026-01-10", 0), ("2026-01-11", 100), ("2026-02-09", 3_000)]:
+    for on, interest in [
+        ("2025-12-31", 0),
+        ("2026-01-01", 0),
+        ("2026-01-10", 0),
+        ("2026-01-11", 100),
+        ("2026-02-09", 3_000),
+    ]:
         assert accrued(api, engine_loan, on) == interest
 
 
 def test_interest_is_rounded_once_and_half_to_even(acme: Lender) -> None:
-    loan = acme.open_loan(acme.open_program(accrual_mode="engine", annual_rate_bps=1_825, day_count_convention="ACT_365"))
+    loan = acme.open_loan(
+        acme.open_program(accrual_mode="engine", annual_rate_bps=1_825, day_count_convention="ACT_365")
+    )
     acme.api.disburse(loan, 1_000, "2026-01-01")  # Half a minor unit a day.
     days = [date(2026, 1, 1) + timedelta(days=number) for number in range(8)]
     assert [accrued(acme.api, loan, day.isoformat()) for day in days] == [0, 0, 1, 2, 2, 2, 3, 4]
@@ -220,6 +244,26 @@ def test_the_engine_counts_from_the_day_before_its_first_accrual(acme: Lender) -
     assert [accrued(acme.api, loan, f"2026-01-{day}") for day in (19, 20, 25)] == [700, 0, 0]
 
 
+def test_a_payoff_is_of_one_moment(acme: Lender, engine_loan: Loan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is posted while a payoff is being read is in none of its parts."""
+    read_terms = queries._engine_terms
+
+    def pay_meanwhile(*about: Any) -> Any:
+        def pay() -> None:
+            acme.api.in_a_thread().pay(engine_loan, 365_000, "2026-01-10")
+            connections.close_all()
+
+        thread = threading.Thread(target=pay)
+        thread.start()
+        thread.join()
+        return read_terms(*about)
+
+    monkeypatch.setattr(queries, "_engine_terms", pay_meanwhile)
+    assert payoff(acme.api, engine_loan, "2026-01-20")["payoff_minor"] == str(365_000 + 1_000)
+    monkeypatch.undo()
+    assert payoff(acme.api, engine_loan, "2026-01-20")["payoff_minor"] == "0"
+
+
 def test_a_charged_off_loan_earns_no_more(api: Api, engine_loan: Loan) -> None:
     api.serve(engine_loan, "chargeoff", "2026-01-20", reason="Gone")
     assert accrued(api, engine_loan, "2026-01-20") == accrued(api, engine_loan, "2026-02-20") == 1_000
@@ -277,6 +321,15 @@ def test_a_preview_waits_for_nobody(acme: Lender, owing: Loan) -> None:
         connection.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (key,))
         assert preview(acme.api, owing, 600) == shares(fees=500, interest=100)
         assert payoff(acme.api, owing)["payoff_minor"] == "100770"
+
+
+def test_a_preview_is_of_one_moment_and_cannot_write(acme: Lender) -> None:
+    origin = Origin(acme.tenant_id, "client:test", str(uuid.uuid4()))
+    with opened(origin, Touches([acme.loan.loan_id], mode="read")) as (posting, _):
+        assert posting is not None
+        for setting, value in (("transaction_isolation", "repeatable read"), ("transaction_read_only", "on")):
+            posting.cursor.execute(f"SHOW {setting}")
+            assert posting.cursor.fetchone() == (value,)
 
 
 def refusals(lender: Lender, loan: Loan, on: str) -> Iterable[Any]:

@@ -148,7 +148,9 @@ def date_of(body: Any) -> tuple[str, str] | None:
 
 
 def dated(write: Write) -> bool:
-    return bool({"effective_at", "accrual_date", "from_date", "through_date", "items"} & set(write.shape.__annotations__))
+    return bool(
+        {"effective_at", "accrual_date", "from_date", "through_date", "items"} & set(write.shape.__annotations__)
+    )
 
 
 DATED = [write for write in WRITES if dated(write)]

@@ -402,9 +402,7 @@ def test_the_state_refuses_whatever_the_date(api: Api, charged_off: Loan, nothin
         refused(api.post(where, body | {"effective_at": "2026-01-20"}), 422, "loan_state_refuses")
 
 
-def test_announced_money_does_not_settle_on_a_charged_off_loan(
-    api: Api, owing: Loan, nothing_moves: Unmoved
-) -> None:
+def test_announced_money_does_not_settle_on_a_charged_off_loan(api: Api, owing: Loan, nothing_moves: Unmoved) -> None:
     announced = api.pay(owing, 700, "2026-02-01", layer="PENDING")
     charge_off(api, owing)
     with nothing_moves():
@@ -510,9 +508,7 @@ def test_a_restructure_capitalises_and_gives_new_terms(api: Api, acme: Lender, o
         ({"capitalise_fees": True, "capitalise_interest": False}, ["DR 1100 500", "CR 1300 500"]),
     ],
 )
-def test_what_is_capitalised_is_chosen(
-    api: Api, acme: Lender, owing: Loan, flags: Json, lines: list[str]
-) -> None:
+def test_what_is_capitalised_is_chosen(api: Api, acme: Lender, owing: Loan, flags: Json, lines: list[str]) -> None:
     made = api.serve(owing, "restructure", "2026-02-10", **flags)
     assert api.lines(made["journal_entry_id"]) == lines
     assert made["capitalised_minor"] == lines[0].rpartition(" ")[2]
@@ -672,9 +668,7 @@ def test_a_fee_that_was_paid_is_not_taken_back(api: Api, loan: Loan, nothing_mov
         refused(api.post("/v1/reversals", body), 422, "amount_exceeds_balance")
 
 
-def test_capitalised_principal_that_was_repaid_is_not_taken_back(
-    api: Api, owing: Loan, nothing_moves: Unmoved
-) -> None:
+def test_capitalised_principal_that_was_repaid_is_not_taken_back(api: Api, owing: Loan, nothing_moves: Unmoved) -> None:
     made = api.serve(owing, "restructure", "2026-02-10", annual_rate_bps=1, capitalise_interest=True)
     api.pay(owing, 103_200, "2026-02-11")
     with nothing_moves():

@@ -233,7 +233,9 @@ def test_dates_in_the_wrong_order_are_refused(api: Api, loan: Loan) -> None:
 
 
 @pytest.mark.parametrize("name", ["from_date", "to_date"])
-@pytest.mark.parametrize("value", ["", "today", "2026-02-30", "20260201", "2026-02-01T00:00:00Z", "2026-02-01\n", "null"])
+@pytest.mark.parametrize(
+    "value", ["", "today", "2026-02-30", "20260201", "2026-02-01T00:00:00Z", "2026-02-01\n", "null"]
+)
 def test_a_bad_date_is_named(api: Api, loan: Loan, name: str, value: str) -> None:
     refused(api.get(path_of(loan), {name: value}), 400, "validation_failed", [name])
 

@@ -49,6 +49,10 @@ PROBES: dict[str, Probe] = {
     "/v1/loans/{}": _loan,
     "/v1/loans/{}/journal-entries": _loan,
     "/v1/loans/{}/balance": _loan,
+    "/v1/loans/{}/payoff": _loan,
+    "/v1/loans/{}/allocation-preview?amount_minor=5": _loan,
+    "/v1/loans/{}/statement": _loan,
+    "/v1/loans/{}/balance-changes?from_known_at=2026-01-01T00:00:00Z&to_known_at=2026-01-01T00:00:00Z": _loan,
     "/v1/accounts/{}/balance?currency=USD": _own_account,
 }
 LISTS = ["/v1/programs", "/v1/loans", "/v1/accounts", "/v1/trial-balance?currency=USD", "/v1/periods"]
