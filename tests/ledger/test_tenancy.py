@@ -371,6 +371,14 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
             {"loan_id": of, "as_of": on} for of in (loan_id, other_books.loan.loan_id) for on in (day, later)
         ],
         "trial_balance": [{"currency": "USD", "layer": "SETTLED", "as_of": later}],
+        "waterfalls": [{"program_id": books.program_id}, {"program_id": other_books.program_id}],
+        "payoff": [about | {"as_of": later} for about in ours_and_theirs],
+        "unposted_interest": [about | {"through": later} for about in ours_and_theirs],
+        "statement": [about | {"since": None, "until": later} for about in ours_and_theirs],
+        "balance_changes": [
+            about | {"as_of": later, "known_after": "2025-01-01T00:00:00Z", "known_at": "2999-01-01T00:00:00Z"}
+            for about in ours_and_theirs
+        ],
     }
     questions = {
         name: question
