@@ -39,6 +39,10 @@ PAYMENT_MINOR = 15_000
 RESERVED_LOANS = 500
 HISTORY_LOANS = 10
 HISTORY_ENTRIES = 60
+# One loan of the first tenant has a life that is longer than most.
+LONG_LOAN = HISTORY_LOANS
+LONG_ENTRIES = 5_000
+BATCH_PAYMENTS = 100
 BATCH = 250
 
 T = TypeVar("T")
@@ -80,6 +84,7 @@ class Book:
         random.Random(1).shuffle(self.order)
         self.tokens: list[str] = []
         self.clients: list[tuple[str, str]] = []
+        self.born_at = ""
 
     # --- Making it ---------------------------------------------------------------------------------------------------
 
@@ -105,9 +110,12 @@ class Book:
             self.clients.append((client.client_id, secret))
             self._disburse(tenant, advance)
         self.accrue()
+        self.born_at = timezone.now().strftime("%Y-%m-%dT%H:%M:%SZ")
         for tenant in range(TENANTS):
             for loan in range(HISTORY_LOANS):
                 self._pay_often(target(tenant, loan))
+        for _ in range(LONG_ENTRIES // HISTORY_ENTRIES):
+            self._pay_often(target(0, LONG_LOAN))
 
     def _targets(self, tenant: int) -> list[Target]:
         return [target(tenant, loan) for loan in range(RESERVED_LOANS + self.loans)]
@@ -191,25 +199,41 @@ class Book:
 
     def payments(self, targets: Sequence[Target]) -> list[bytes]:
         """POST /v1/payments for each, every one with a new key."""
-        day = today().isoformat()
+        return [self._request("POST", "/v1/payments", t.tenant, json.dumps(_payment_body(t))) for t in targets]
+
+    def fees(self, targets: Sequence[Target]) -> list[bytes]:
+        """POST /v1/loans/{id}/fees for each."""
+        fee = json.dumps({"amount_minor": "100", "currency": "USD", "effective_at": today().isoformat()})
+        return [self._request("POST", f"/v1/loans/{t.loan_id}/fees", t.tenant, fee) for t in targets]
+
+    def batches(self, targets: Sequence[Target]) -> list[bytes]:
+        """POST /v1/batches of a hundred payments of one tenant, all or nothing."""
+        by_tenant: dict[int, list[Target]] = {}
+        for t in targets:
+            by_tenant.setdefault(t.tenant, []).append(t)
         return [
             self._request(
                 "POST",
-                "/v1/payments",
-                t.tenant,
+                "/v1/batches",
+                tenant,
                 json.dumps(
-                    {
-                        "loan_id": t.loan_id,
-                        "borrower_id": t.borrower_id,
-                        "amount_minor": str(PAYMENT_MINOR),
-                        "currency": "USD",
-                        "effective_at": day,
-                        "source_method": "ach",
-                    }
+                    {"mode": "atomic", "items": [{"path": "/payments", "body": _payment_body(t)} for t in some]}
                 ),
             )
-            for t in targets
+            for tenant, mine in by_tenant.items()
+            for some in _batches(mine, BATCH_PAYMENTS)
+            if len(some) == BATCH_PAYMENTS
         ]
+
+    def statement_reads(self) -> list[bytes]:
+        """GET /v1/loans/{id}/statement of the loan with the long life."""
+        return [self._request("GET", f"/v1/loans/{target(0, LONG_LOAN).loan_id}/statement", 0)] * 200
+
+    def known_reads(self) -> list[bytes]:
+        """GET /v1/loans/{id}/balance as it was known when the book was young, of the loans with a history."""
+        known = f"known_at={self.born_at}"
+        numbers = [(tenant, loan) for loan in range(HISTORY_LOANS) for tenant in range(TENANTS)]
+        return [self._request("GET", f"/v1/loans/{target(*n).loan_id}/balance?{known}", n[0]) for n in numbers]
 
     def balance_reads(self) -> list[bytes]:
         """GET /v1/loans/{id}/balance of two thousand loans."""
@@ -236,6 +260,17 @@ class Book:
 
 def today() -> date:
     return timezone.now().date()
+
+
+def _payment_body(t: Target) -> dict[str, str]:
+    return {
+        "loan_id": t.loan_id,
+        "borrower_id": t.borrower_id,
+        "amount_minor": str(PAYMENT_MINOR),
+        "currency": "USD",
+        "effective_at": today().isoformat(),
+        "source_method": "ach",
+    }
 
 
 def payment(t: Target, amount_minor: int = PAYMENT_MINOR) -> PaymentReceived:
