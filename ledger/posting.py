@@ -58,7 +58,7 @@ from ledger.money import MAX_MINOR
 from ledger.queries import has_recovery, read_chart, suspense_allocations, waterfalls
 from ledger.rules import RULES
 from ledger.rules.payment import returned_entry, undone
-from ledger.state import AllocationState, EntryState, LoanState, State
+from ledger.state import AllocationState, EntryState, LoanState, State, Waterfalls
 
 OPEN = Statement("SELECT locked, fingerprint, response, state FROM open_posting($1, $2, $3, $4, $5, $6, $7)")
 RECORD = Statement("SELECT record_posting($1, $2, $3, $4)")
@@ -196,7 +196,7 @@ class Posting:
         state = _decode_state(opened)
         self.since = touches.since or state.today
         self.read_on = touches.accrual or self.since
-        self._has_waterfalls = False
+        self._waterfalls: dict[str, Waterfalls] = {}
         self.transaction = transaction
         self.origin = origin
         self.touches = touches
@@ -281,19 +281,30 @@ class Posting:
 
     def _meet_accounts(self, event: Event) -> None:
         """Read the chart again when a line names an account that was added since this process read it."""
-        named = [line for entry in self.state.entries.values() for line in entry.lines]
-        if isinstance(event, ManualAdjustment):
-            named += event.lines
+        named = event.lines if isinstance(event, ManualAdjustment) else self._lines_in_question(event)
         if any(line.account not in self.state.chart for line in named):
             self.state.chart = _charts[self.origin.tenant_id] = read_chart(self.cursor)
+
+    def _lines_in_question(self, event: Event) -> tuple[Line, ...]:
+        original = self.state.entries.get(entry_of(event) or "")
+        return original.lines if original is not None else ()
+
+    def _loans_of(self, event: Event) -> set[str]:
+        """The loans that an event names, and those of the entry that it is about."""
+        in_question = (line.loan_id for line in self._lines_in_question(event) if line.loan_id)
+        return {*(loan_id for loan_id in event.loan_ids if loan_id in self.state.loans), *in_question}
+
+    def _waterfalls_of(self, program_id: str) -> Waterfalls:
+        if program_id not in self._waterfalls:
+            self._waterfalls[program_id] = tuple(waterfalls(self.cursor, program_id=program_id))
+        return self._waterfalls[program_id]
 
     def _provide(self, event: Event) -> None:
         """Read what few events need: a return, the loan's allocations from suspense; the reversal of a charge-off or of an
         allocation, what came after it; one of several dates, the waterfalls of them all. One query more, for these alone."""
-        if event.effective_at != self.read_on and not self._has_waterfalls:
-            self._has_waterfalls = True
-            for loan in self.state.loans.values():
-                loan.waterfalls = tuple(waterfalls(self.cursor, program_id=loan.program_id))
+        if event.effective_at != self.read_on:
+            for loan_id in self._loans_of(event):
+                self.state.loans[loan_id].waterfalls = self._waterfalls_of(self.state.loans[loan_id].program_id)
         original = self.state.entries.get(entry_of(event) or "")
         if original is None or original.lines[0].loan_id is None:
             return
@@ -326,9 +337,11 @@ class Posting:
         if event.effective_at < self.since:
             raise RuntimeError(f"The state was read for events from {self.since} on, not for {event.effective_at}.")
         self.admit_date(event.effective_at)
-        for loan in self.state.loans.values():
-            # An accrual says first which items are not its program's loans.
-            if event.effective_at < loan.opened_on and event.kind is not EventKind.ACCRUAL:
+        if event.kind is EventKind.ACCRUAL:
+            return  # It says first which items are not its program's loans.
+        for loan_id in self._loans_of(event):
+            loan = self.state.loans[loan_id]
+            if event.effective_at < loan.opened_on:
                 raise EffectiveDateRefused(f"Loan {loan.loan_id} opens on {loan.opened_on}.")
 
     def _prove(self, lines: tuple[Line, ...], event: Event) -> None:

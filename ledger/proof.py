@@ -460,7 +460,8 @@ def settlements_move_what_they_settle(cursor: CursorWrapper) -> list[Breach]:
                SELECT s.id, s.event_type, s.announced, a.role, l.layer, l.account_code, l.entry_id = s.id AS settling,
                       CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END AS net
                FROM ({_SETTLEMENTS}) s
-               JOIN journal_line l ON l.tenant_id = %(tenant)s AND l.entry_id IN (s.id, s.of)
+               CROSS JOIN LATERAL (SELECT * FROM journal_line j
+                                   WHERE j.tenant_id = %(tenant)s AND j.entry_id IN (s.id, s.of) OFFSET 0) l
                JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
            )
            SELECT 'journal_entry', json_build_object('journal_entry_id', id),
@@ -495,7 +496,8 @@ def returns_give_back_what_came(cursor: CursorWrapper) -> list[Breach]:
                SELECT r.id, l.entry_id = r.id AS giving, a.role, l.layer, l.direction,
                       CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END AS net
                FROM returned r
-               JOIN journal_line l ON l.tenant_id = %(tenant)s AND l.entry_id IN (r.id, r.of)
+               CROSS JOIN LATERAL (SELECT * FROM journal_line j
+                                   WHERE j.tenant_id = %(tenant)s AND j.entry_id IN (r.id, r.of) OFFSET 0) l
                JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
                -- A settlement's first lines are the end of the announcement, no money.
                WHERE a.role = 'suspense' OR a.role = 'cash'

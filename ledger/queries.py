@@ -488,14 +488,6 @@ def loan_balances(
 
 # What a statement follows, in the order in which it shows them.
 STATED = ("principal", "interest", "fees", "suspense")
-_AMOUNTS = ",".join(f'"{role}_minor":"%d"' for role in STATED)
-_STATED_ENTRY = (
-    '{"journal_entry_id":"%s","event_type":"%s","effective_at":"%s","posted_at":"%s",'
-    + _AMOUNTS
-    + ',"balance":{'
-    + _AMOUNTS
-    + "}}"
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,9 +542,8 @@ def _stated(
 ) -> Statement | None:
     """One statement, so that balances and entries are of one moment: the lines that are counted become a row per entry that
     is shown, and one row of version 0 for all that lies before."""
-    sums = ", ".join(
-        f"""coalesce(sum(CASE j.direction WHEN a.normal_side THEN j.amount_minor ELSE -j.amount_minor END)
-                FILTER (WHERE a.role = '{role}'), 0)::bigint AS {role}"""
+    effects = ", ".join(
+        f"CASE a.role WHEN '{role}' THEN CASE side.direction WHEN a.normal_side THEN 1 ELSE -1 END END AS {role}"
         for role in STATED
     )
     rows = _rows(
@@ -564,9 +555,14 @@ def _stated(
             LEFT JOIN LATERAL (
                 SELECT CASE WHEN {shown} THEN j.loan_version ELSE 0 END AS version,
                        CASE WHEN {shown} THEN j.entry_id END AS entry_id,
-                       CASE WHEN {shown} THEN j.effective_at END AS effective_at, {sums}
+                       CASE WHEN {shown} THEN j.effective_at END AS effective_at,
+                       {", ".join(f"coalesce(sum(j.amount_minor * effect.{role}), 0)::bigint AS {role}" for role in STATED)}
                 FROM journal_line j
-                JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+                -- What a line on an account and side does to each balance.
+                JOIN (SELECT a.code, side.direction, {effects}
+                      FROM gl_account a CROSS JOIN (VALUES ('DR'), ('CR')) side (direction)
+                      WHERE a.tenant_id = %(tenant)s OFFSET 0) effect
+                  ON effect.code = j.account_code AND effect.direction = j.direction
                 WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
                 GROUP BY 1, 2, 3) c ON true
             LEFT JOIN LATERAL (
@@ -580,7 +576,6 @@ def _stated(
     )
     if not rows:
         return None
-    currency, version, opened_on = rows[0][:3]
     running = opening = (0,) * len(STATED)
     entries = []
     for _, _, _, entry_id, kind, effective_at, posted_at, *changes in rows:
@@ -590,8 +585,20 @@ def _stated(
         if entry_id is None:
             opening = running
         else:
-            entries.append(_STATED_ENTRY % (entry_id, kind, effective_at, posted_at, *changes, *running))
-    return Statement(currency, version, opened_on, f"{{{_AMOUNTS % opening}}}", entries, f"{{{_AMOUNTS % running}}}")
+            entries.append(
+                f'{{"journal_entry_id":"{entry_id}","event_type":"{kind}","effective_at":"{effective_at}",'
+                f'"posted_at":"{posted_at}",{_amounts(*changes)},"balance":{{{_amounts(*running)}}}}}'
+            )
+    currency, version, opened_on = rows[0][:3]
+    return Statement(currency, version, opened_on, f"{{{_amounts(*opening)}}}", entries, f"{{{_amounts(*running)}}}")
+
+
+def _amounts(principal: int, interest: int, fees: int, suspense: int) -> str:
+    """The members of a JSON object; in the order of STATED. Written out, because a statement has thousands of them."""
+    return (
+        f'"principal_minor":"{principal}","interest_minor":"{interest}",'
+        f'"fees_minor":"{fees}","suspense_minor":"{suspense}"'
+    )
 
 
 # --- Payoff ----------------------------------------------------------------------------------------------------------

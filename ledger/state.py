@@ -14,6 +14,7 @@ from ledger.chart import RECEIVABLES, Account, Chart
 from ledger.events import CREDIT, DEBIT, SETTLED, ChargeOff, Event, EventKind, Line, Refinance, Reversal
 
 BalanceKey = tuple[str, str]  # account code, layer
+Waterfalls = tuple[tuple[date, tuple[str, ...]], ...]  # in order of date: from when on, in which order
 
 # What becomes of a loan. The last two are ended by an entry, and open again when that entry is reversed.
 OPEN, PAID_OFF, CHARGED_OFF, REFINANCED = "open", "paid_off", "charged_off", "refinanced"
@@ -39,7 +40,7 @@ class LoanState:
     waterfall: tuple[str, ...] = ("fees", "interest", "principal")
     accrual_mode: str = "client"
     # The program's waterfalls by date, asked for when one transaction has events of several dates.
-    waterfalls: tuple[tuple[date, tuple[str, ...]], ...] = ()
+    waterfalls: Waterfalls = ()
     balances: dict[BalanceKey, int] = field(default_factory=dict)
     later: list[tuple[date, str, str, int]] = field(default_factory=list)
     # The last revision accrued for the date that was asked for, and whether its entry has been reversed.

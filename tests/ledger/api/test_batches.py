@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from datetime import date
 from typing import Any
 
 import pytest
@@ -148,6 +149,13 @@ def test_a_loan_that_the_batch_creates_can_be_lent_in_it(api: Api, acme: Lender)
     }
     posted(run(api, "atomic", item("/loans", new), lend(loan), pay(loan, 100)))
     assert api.owed(loan) == (99_900, 0, 0)
+
+
+def test_the_opening_of_one_loan_does_not_bind_the_dates_of_another(api: Api, acme: Lender) -> None:
+    younger = acme.open_loan(opened_on=date(2026, 3, 1))
+    posted(run(api, "atomic", lend(acme.loan), lend(younger, 100, "2026-03-01"), pay(acme.loan, 100, "2026-02-01")))
+    body = refused(run(api, "atomic", pay(acme.loan, 1), pay(younger, 1)), 422, "effective_date_refused")
+    assert body["detail"].startswith("items.1: ")
 
 
 def test_what_one_item_does_is_seen_by_the_next(api: Api, loan: Loan) -> None:
