@@ -195,7 +195,7 @@ class IsoDate(date, Wire):
 class Timestamp(Pattern):
     """An instant in UTC, RFC 3339: seconds, at most six digits of fraction, Z. The text as it came; PostgreSQL reads it."""
 
-    pattern = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?Z")
+    pattern = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T(?:[01][0-9]|2[0-3]):[0-9]{2}:[0-9]{2}(?:\.[0-9]{1,6})?Z")
     message = "An instant in UTC such as 2026-03-01T12:00:00Z is expected."
     component = "Timestamp"
     schema = {"type": "string", "format": "date-time", "description": "RFC 3339 timestamp, UTC."}

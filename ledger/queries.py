@@ -8,8 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from itertools import pairwise
-from operator import add
+from itertools import accumulate, pairwise
 from typing import Any
 
 from django.db.backends.utils import CursorWrapper
@@ -486,8 +485,13 @@ def loan_balances(
     return LoanBalances(currency, version, by_role or {}, last_activity_at)
 
 
-# What a statement follows, in the order in which it shows them.
-STATED = ("principal", "interest", "fees", "suspense")
+# The balances that a statement follows, in the order in which it shows them, each with the side on which it grows.
+STATED = {"principal": "DR", "interest": "DR", "fees": "DR", "suspense": "CR"}
+_AMOUNTS = ",".join(f'"{role}_minor":"%s"' for role in STATED)
+_STATED_ENTRY = (
+    '{"journal_entry_id":"%s","event_type":"%s","effective_at":"%s","posted_at":"%s",'
+    f'{_AMOUNTS},"balance":{{{_AMOUNTS}}}}}'
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,28 +545,29 @@ def _stated(
     cursor: CursorWrapper, *, loan_id: str, shown: str, counted: str, order: str, instants: str = "", **params: Any
 ) -> Statement | None:
     """One statement, so that balances and entries are of one moment: the lines that are counted become a row per entry that
-    is shown, and one row of version 0 for all that lies before."""
-    effects = ", ".join(
-        f"CASE a.role WHEN '{role}' THEN CASE side.direction WHEN a.normal_side THEN 1 ELSE -1 END END AS {role}"
-        for role in STATED
+    is shown, and one row of version 0 for all that lies before.
+
+    A statement may have thousands of entries: lines are met with the accounts' codes and not joined with the chart, entries
+    are looked up one by one, by full key (OFFSET 0), and rendered by columns.
+    """
+    codes = ", ".join(f"max(a.code) FILTER (WHERE a.role = '{role}') AS {role}" for role in STATED)
+    sums = ", ".join(
+        f"""coalesce(sum(CASE j.direction WHEN '{side}' THEN j.amount_minor ELSE -j.amount_minor END)
+                     FILTER (WHERE j.account_code = chart.{role}), 0)::bigint AS {role}"""
+        for role, side in STATED.items()
     )
     rows = _rows(
         cursor,
         f"""SELECT l.currency, l.version, l.opened_on, c.entry_id::text, e.event_type, c.effective_at::text,
                    to_char(e.posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                   {", ".join(f"c.{role}" for role in STATED)}
+                   {", ".join(f"coalesce(c.{role}, 0)" for role in STATED)}
             FROM loan l {instants}
+            CROSS JOIN LATERAL (SELECT {codes} FROM gl_account a WHERE a.tenant_id = l.tenant_id) chart
             LEFT JOIN LATERAL (
                 SELECT CASE WHEN {shown} THEN j.loan_version ELSE 0 END AS version,
                        CASE WHEN {shown} THEN j.entry_id END AS entry_id,
-                       CASE WHEN {shown} THEN j.effective_at END AS effective_at,
-                       {", ".join(f"coalesce(sum(j.amount_minor * effect.{role}), 0)::bigint AS {role}" for role in STATED)}
+                       CASE WHEN {shown} THEN j.effective_at END AS effective_at, {sums}
                 FROM journal_line j
-                -- What a line on an account and side does to each balance.
-                JOIN (SELECT a.code, side.direction, {effects}
-                      FROM gl_account a CROSS JOIN (VALUES ('DR'), ('CR')) side (direction)
-                      WHERE a.tenant_id = %(tenant)s OFFSET 0) effect
-                  ON effect.code = j.account_code AND effect.direction = j.direction
                 WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
                 GROUP BY 1, 2, 3) c ON true
             LEFT JOIN LATERAL (
@@ -576,28 +581,20 @@ def _stated(
     )
     if not rows:
         return None
-    running = opening = (0,) * len(STATED)
-    entries = []
-    for _, _, _, entry_id, kind, effective_at, posted_at, *changes in rows:
-        if changes[0] is None:
-            continue  # The loan alone: no line is counted.
-        running = tuple(map(add, running, changes))
-        if entry_id is None:
-            opening = running
-        else:
-            entries.append(
-                f'{{"journal_entry_id":"{entry_id}","event_type":"{kind}","effective_at":"{effective_at}",'
-                f'"posted_at":"{posted_at}",{_amounts(*changes)},"balance":{{{_amounts(*running)}}}}}'
-            )
-    currency, version, opened_on = rows[0][:3]
-    return Statement(currency, version, opened_on, f"{{{_amounts(*opening)}}}", entries, f"{{{_amounts(*running)}}}")
-
-
-def _amounts(principal: int, interest: int, fees: int, suspense: int) -> str:
-    """The members of a JSON object; in the order of STATED. Written out, because a statement has thousands of them."""
-    return (
-        f'"principal_minor":"{principal}","interest_minor":"{interest}",'
-        f'"fees_minor":"{fees}","suspense_minor":"{suspense}"'
+    currency, version, opened_on, entry_id, *_ = rows[0]
+    opening = (0,) * len(STATED) if entry_id else rows[0][-len(STATED) :]
+    columns = list(zip(*(row[3:] for row in rows if row[3]), strict=True))
+    after = [
+        list(accumulate(changes, initial=before))[1:]
+        for before, changes in zip(opening, columns[-len(STATED) :], strict=False)
+    ]
+    return Statement(
+        currency,
+        version,
+        opened_on,
+        opening=f"{{{_AMOUNTS % opening}}}",
+        entries=[_STATED_ENTRY % entry for entry in zip(*columns, *after, strict=True)],
+        closing=f"{{{_AMOUNTS % (tuple(balances[-1] for balances in after) or opening)}}}",
     )
 
 
@@ -638,11 +635,9 @@ def unposted_interest(cursor: CursorWrapper, *, loan_id: str, through: date) -> 
            FROM journal_line j
            JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
            WHERE j.tenant_id = %(tenant)s AND j.loan_id = %(loan)s AND j.layer = %(layer)s AND a.role = 'principal'
-             AND j.effective_at < %(through)s
            GROUP BY j.effective_at""",
         loan=loan_id,
         layer=SETTLED,
-        through=through,
     )
     ((posted,),) = _rows(
         cursor,
