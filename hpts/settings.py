@@ -44,6 +44,8 @@ def _database(url: str) -> dict[str, object]:
         "idle_in_transaction_session_timeout": IDLE_IN_TRANSACTION_TIMEOUT_MS,
         # A client that died while its backend works is noticed within a second, so its key is free again.
         "client_connection_check_interval": 1_000,
+        # A plan whose estimate is large is compiled for longer than it runs: every statement here goes by key.
+        "jit": "off",
     }
     options: dict[str, object] = {
         "options": " ".join(f"-c {name}={value}" for name, value in limits.items()),

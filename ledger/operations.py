@@ -15,7 +15,6 @@ from typing import Any, Generic, TypeVar
 import msgspec
 
 from hpts.fields import given
-from hpts.pipeline import Statement
 from hpts.problems import NotFound
 from ledger import masters, queries
 from ledger import serializers as shapes
@@ -85,10 +84,6 @@ def _write(
 
     return declare
 
-
-# What a plan posts for real is taken back. Not by a cursor: psycopg forgets what is prepared when one rolls back.
-SAVEPOINT = Statement("SAVEPOINT plan", prepared=False)
-ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT plan", prepared=False)
 
 # --- What operations touch -------------------------------------------------------------------------------------------
 
@@ -423,18 +418,16 @@ def replan_loan(posting: Posting, body: shapes.NewReplan, path: Path) -> Members
     """Make the plan, and commit it when it is the one that `plan_hash` names."""
     posting.admit_date(body.from_date)
     version = posting.state.loans[path["loan_id"]].version
-    posting.transaction.run(SAVEPOINT)
-    entries = post_plan(posting, path["loan_id"], body.from_date)
-    posting.flush()
-    plan = [planned(entry, posting.state.chart) for entry in entries]
+    with posting.taken_back():
+        trial = post_plan(posting, path["loan_id"], body.from_date)
+        plan = [planned(entry, posting.state.chart) for entry in trial]
     name = plan_hash(path["loan_id"], version, body.from_date, plan)
     wanted = given(body.plan_hash)
     if wanted is None:
-        posting.transaction.run(ROLLBACK_TO_SAVEPOINT)
-        posting.state.loans[path["loan_id"]].version = version
         return {"plan_hash": name, "entries": plan}
     if wanted != name:
         raise PlanOutdated("The loan has moved since, or this is another plan. Ask for a new one.")
+    entries = post_plan(posting, path["loan_id"], body.from_date)
     return {"journal_entry_ids": [entry.journal_entry_id for entry in entries], "posted_at": posting.posted_at}
 
 
@@ -527,6 +520,7 @@ def change_program_terms(posting: Posting, body: shapes.NewProgramTerms, path: P
         waterfall=tuple(waterfall) if waterfall else None,
         accrual_mode=mode,
     )
+    posting.meet_terms(path["program_id"])
     # Afterwards, so that an unknown program is told before a bad date; a refusal takes the terms back.
     posting.admit_date(body.effective_at)
     sent = {"annual_rate_bps": rate, "waterfall": waterfall, "accrual_mode": mode}

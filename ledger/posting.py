@@ -13,6 +13,7 @@ import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
 from typing import Any, Literal, TypeVar
@@ -62,6 +63,9 @@ from ledger.state import AllocationState, EntryState, LoanState, State, Waterfal
 
 OPEN = Statement("SELECT locked, fingerprint, response, state FROM open_posting($1, $2, $3, $4, $5, $6, $7)")
 RECORD = Statement("SELECT record_posting($1, $2, $3, $4)")
+# What is posted to see what it would be is taken back. Not by a cursor: psycopg forgets what is prepared when one rolls back.
+SAVEPOINT = Statement("SAVEPOINT trial", prepared=False)
+ROLLBACK_TO_SAVEPOINT = Statement("ROLLBACK TO SAVEPOINT trial", prepared=False)
 # A boolean in PostgreSQL's binary form.
 TRUE = b"\x01"
 ATTEMPTS = 4
@@ -266,6 +270,24 @@ class Posting:
         opened = self.transaction.run(OPEN, (self.origin.tenant_id, *_params(None, touches)))
         self.state.loans.update(_loan_states(_decode_state(opened.get_value(0, 3) or b"")))
         return self.state.loans[loan_id]
+
+    def meet_terms(self, program_id: str) -> None:
+        """Terms that this very transaction has written hold for its next events."""
+        self._waterfalls.pop(program_id, None)
+        for loan in self.state.loans.values():
+            if loan.program_id == program_id:
+                loan.waterfalls = self._waterfalls_of(program_id)
+
+    @contextmanager
+    def taken_back(self) -> Iterator[None]:
+        """What is posted inside meets rules and walls, and is taken back at the end: as if it had never been."""
+        self.flush()
+        loans, entries = deepcopy((self.state.loans, self.state.entries))
+        self.transaction.run(SAVEPOINT)
+        yield
+        self.flush()
+        self.transaction.run(ROLLBACK_TO_SAVEPOINT)
+        self.state.loans, self.state.entries = loans, entries
 
     def admit_date(self, effective_at: date) -> None:
         """Refuse a date in the future or in a closed period."""

@@ -336,9 +336,10 @@ def _lines_of_loan(
 
 @dataclass(frozen=True, slots=True)
 class PaymentEntry:
-    """A payment in force, its settlement, or an allocation from suspense; `payment_event_id`: what a replan allocated anew."""
+    """A payment in force, its settlement, or an allocation from suspense; `payment_event_id`: what a replan allocated anew;
+    `order`: the loan's version after it, or after the allocation that a replan posted again."""
 
-    version: int
+    order: int
     entry_id: str
     event_type: str
     effective_at: date
@@ -351,8 +352,8 @@ def payment_entries(cursor: CursorWrapper, *, loan_id: str) -> list[PaymentEntry
     """A loan's payments, settlements and allocations in force, oldest first."""
     rows = _rows(
         cursor,
-        """SELECT DISTINCT ON (l.loan_version) l.loan_version, e.id::text, e.event_type, e.effective_at, e.document,
-                  e.settles_entry_id::text, e.facts->>'payment_event_id'
+        """SELECT DISTINCT ON (l.loan_version) coalesce((e.facts->>'order')::bigint, l.loan_version), e.id::text, e.event_type,
+                  e.effective_at, e.document, e.settles_entry_id::text, e.facts->>'payment_event_id'
            FROM journal_line l
            JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id
            WHERE l.tenant_id = %(tenant)s AND l.loan_id = %(loan)s

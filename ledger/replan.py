@@ -92,7 +92,7 @@ def _is_from_suspense(entry: PaymentEntry) -> bool:
 def _allocation(posting: Posting, entry: PaymentEntry, state: EntryState) -> Allocated:
     return Allocated(
         effective_at=entry.effective_at,
-        version=entry.version,
+        order=entry.order,
         amount_minor=sum(line.amount_minor for line in state.lines if line.direction == DEBIT),
         shares=_shares(posting, state.lines),
         putting_back=[_reversal(entry)],
@@ -119,7 +119,7 @@ def _payment(
             shares[role] = shares.get(role, 0) + share
     return Allocated(
         effective_at=base.effective_at,
-        version=base.version,
+        order=base.order,
         amount_minor=sum(line.amount_minor for line in lines if line.direction == DEBIT),
         shares=shares,
         putting_back=putting_back,

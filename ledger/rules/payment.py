@@ -114,7 +114,7 @@ def undone(state: State, event: PaymentReturned) -> list[Undone]:
     the return debits to it. Those that a replan made of this very payment come before all others."""
     returned = returned_entry(state, event.payment_event_id)
     to_suspense = [line.mirrored() for line in _standing(state, returned) if _is_suspense(state, line)]
-    if not to_suspense:
+    if not to_suspense or to_suspense[0].layer == PENDING:  # Announced money is not allocated.
         return []
     short = _short(state, event, to_suspense[0])
     allocations = _loan_of(state, returned).allocations
@@ -173,7 +173,7 @@ def _unallocated(state: State, event: PaymentUnallocated) -> list[Line]:
 
 
 def _is_suspense(state: State, line: Line) -> bool:
-    return state.chart[line.account].role == "suspense" and line.layer == SETTLED
+    return state.chart[line.account].role == "suspense"
 
 
 def _is_pending(payment: EntryState) -> bool:
@@ -199,7 +199,8 @@ def _standing(state: State, returned: EntryState) -> list[Line]:
 def _short(state: State, event: PaymentReturned, to_suspense: Line) -> int:
     """How much suspense lacks, effective on the return's date, of what the return debits to it."""
     loan = state.loans[str(to_suspense.loan_id)]
-    return max(to_suspense.amount_minor - loan.available(state.chart["suspense"], event.effective_at), 0)
+    available = loan.available(state.chart["suspense"], event.effective_at, to_suspense.layer)
+    return max(to_suspense.amount_minor - available, 0)
 
 
 def _mirrored_in_part(allocation: AllocationState, amount_minor: int) -> tuple[Line, ...]:

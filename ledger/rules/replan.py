@@ -23,11 +23,12 @@ Shares = dict[str, int]  # role -> minor units
 class Allocated:
     """Money that met, or may meet, what the loan owes: a payment with all that allocates it, or an allocation by itself.
 
-    `version` orders what counts on one date; `putting_back` are the events that bring `shares` back into suspense.
+    `order` is what counts on one date: the loan's version when it was first posted. `putting_back` are the events that bring
+    `shares` back into suspense.
     """
 
     effective_at: date
-    version: int
+    order: int
     amount_minor: int
     shares: Shares
     putting_back: Sequence[Event]
@@ -38,19 +39,20 @@ def replan(state: State, loan_id: str, allocated: Iterable[Allocated]) -> list[E
     """The events that bring the loan to where it would be: first what puts back, newest first, then the new allocations."""
     trial = State(state.today, state.chart, {loan_id: deepcopy(state.loans[loan_id])})
     loan = trial.loans[loan_id]
-    in_order = sorted(allocated, key=lambda each: (each.effective_at, each.version))
+    in_order = sorted(allocated, key=lambda each: (each.effective_at, each.order))
     for each in in_order:
         _move(trial, loan, each, each.shares, DEBIT)
     changed: list[tuple[Allocated, Shares]] = []
     for each in in_order:
         amount = min(each.amount_minor, loan.available(state.chart["suspense"], each.effective_at))
-        by_waterfall = allocate if each.payment_event_id is None else allocate_payment
+        # What met receivables did so before anything ended the loan: only money that never did is bound by its state.
+        by_waterfall = allocate if each.shares or each.payment_event_id is None else allocate_payment
         shares = dict(by_waterfall(trial, loan, amount, each.effective_at))
         shares.pop("suspense", None)
         _move(trial, loan, each, shares, CREDIT)
         if shares != each.shares:
             changed.append((each, shares))
-    back = [event for each, _ in sorted(changed, key=lambda pair: -pair[0].version) for event in each.putting_back]
+    back = [event for each, _ in sorted(changed, key=lambda pair: -pair[0].order) for event in each.putting_back]
     again = [
         SuspenseAllocated(
             loan_id=loan_id,
@@ -58,7 +60,7 @@ def replan(state: State, loan_id: str, allocated: Iterable[Allocated]) -> list[E
             currency=loan.currency,
             effective_at=each.effective_at,
             payment_event_id=each.payment_event_id,
-            facts={"payment_event_id": each.payment_event_id} if each.payment_event_id else None,
+            facts={"payment_event_id": each.payment_event_id} if each.payment_event_id else {"order": each.order},
         )
         for each, shares in changed
         if shares

@@ -19,6 +19,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import pytest
 
+from hpts.pipeline import Statement
 from hpts.tenancy import tenant_transaction
 from ledger import masters, proof, queries
 from ledger import posting as write_path
@@ -189,14 +190,20 @@ class Memory:
         """Nothing else was summed up than what was recorded."""
         assert len(self.recorded) == len(self.entries)
 
-    # What the product asks of a cursor
+    # What the product asks of a transaction, and of its cursor
 
-    def execute(self, statement: str, parameters: tuple[Any, ...]) -> None:
-        """`record_posting`."""
-        assert statement == write_path.RECORD
-        recorded = [(text, extra) for text, extra in json.loads(parameters[0])]
-        self.recorded += recorded
-        self._take(recorded)
+    @property
+    def cursor(self) -> Memory:
+        return self
+
+    def finish_with(self, statement: Statement, values: Sequence[Any] = ()) -> None:
+        """`record_posting`; there is no timeout to set."""
+        if statement is write_path.RECORD:
+            recorded = [(text, extra) for text, extra in json.loads(values[0])]
+            self.recorded += recorded
+            self._take(recorded)
+
+    run = finish_with
 
     def payment_entries(self, loan_id: str) -> list[PaymentEntry]:
         return [
@@ -289,7 +296,7 @@ class Memory:
         origin = Origin(self.tenant_id, "client:test", str(uuid.uuid4()))
         return Posting(self, origin, touches, self._opened(touches))  # type: ignore[arg-type]
 
-    def _opened(self, touches: Touches) -> str:
+    def _opened(self, touches: Touches) -> bytes:
         """What `open_posting` would answer: see its description in the migration."""
         about = set(touches.entries)
         while more := {e["entry_id"] for e in self.entries.values() if e["settles_entry_id"] in about} - about:
@@ -316,7 +323,7 @@ class Memory:
                 if revision is not None
             ],
         }
-        return msgspec.json.encode(answer).decode()
+        return msgspec.json.encode(answer)
 
     def _loan(self, number: int, touches: Touches) -> Json:
         loan, of = self.loans[number], CAST[number]

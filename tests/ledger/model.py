@@ -169,7 +169,7 @@ class Model:
         lent = any(
             (move.loan_id, move.code, move.layer) == (loan_id, "1100", "SETTLED") and move.debit_minor > 0
             for p in self._standing()
-            if not isinstance(p.event, PaymentReturned)
+            if not isinstance(p.event, PaymentReturned | PaymentUnallocated)
             for move in p.moves
         )
         return "paid_off" if lent and not any(self._owed(loan_id).values()) else "open"
@@ -510,12 +510,15 @@ class Model:
         for p in self.posted:
             for entry_id, minor in p.undone:
                 taken_back[entry_id] += minor
-        allocations = [
-            p for p in self._standing() if isinstance(p.event, SuspenseAllocated) and p.event.loan_id == loan_id
+        standing = [
+            (p, p.event)
+            for p in self._standing()
+            if isinstance(p.event, SuspenseAllocated) and p.event.loan_id == loan_id
         ]
-        own = [p for p in allocations if p.event.payment_event_id == payment]
-        for p in (*reversed(own), *(p for p in reversed(allocations) if p not in own)):
-            yield p, p.event.amount_minor - taken_back[p.entry_id]
+        for own in (True, False):
+            for p, event in reversed(standing):
+                if (event.payment_event_id == payment) is own:
+                    yield p, event.amount_minor - taken_back[p.entry_id]
 
     def _move(self, code: str, debit_minor: int, loan_id: str | None, layer: str = "SETTLED") -> Move:
         return Move(code, layer, self.loans[loan_id].currency if loan_id else "USD", loan_id, debit_minor)

@@ -23,8 +23,10 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import date, timedelta
 from functools import partial
+from typing import Any
 
 import pytest
 from django.db import Error
@@ -33,7 +35,20 @@ from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
 from ledger import proof
 from ledger.errors import AccrualAlreadyPosted
-from ledger.events import Accrual, Event, Line
+from ledger.events import (
+    PENDING,
+    Accrual,
+    ChargeOff,
+    Event,
+    FeeAssessed,
+    FeeWaived,
+    Line,
+    PaymentReceived,
+    PaymentReturned,
+    PaymentSettled,
+    Recovery,
+    SuspenseAllocated,
+)
 from ledger.posting import Posted, Touches, opened
 from tests.conftest import Loan
 from tests.ledger.conftest import (
@@ -48,12 +63,12 @@ from tests.ledger.conftest import (
     session,
     tear_down,
 )
-from tests.ledger.model import Decision, Model, Move, Terms
+from tests.ledger.model import Model, Move, Terms, totals
 
 LONG = os.environ.get("HPTS_LONG") == "1"
 CLIENTS = 16
 LOANS = 10
-POSTINGS_EACH = 40
+POSTINGS_EACH = 100
 SECONDS = 60
 
 
@@ -101,11 +116,11 @@ def _of_loan(books: Books, loan: Loan, events: dict[str, Event], today: date) ->
                 ),
             )
         said = model.decide(event)
-        lines = [Move(code, layer, currency, loan.loan_id, minor) for code, layer, currency, minor in stored]
-        if said.refusals or sorted(said.moves) != sorted(lines):
+        lines = tuple(Move(code, layer, currency, loan.loan_id, minor) for code, layer, currency, minor in stored)
+        if said.refusals or totals(said.moves) != totals(lines):
             says = sorted(said.refusals) or sorted(said.moves)
             found.append(f"loan {loan.loan_id}, version {version}: {event.kind} {says} != {sorted(lines)}")
-        model.take(entry_id, event, Decision(frozenset(), tuple(lines)))
+        model.take(entry_id, event, replace(said, moves=lines))
     return found
 
 
@@ -130,7 +145,35 @@ def deadlocks() -> int:
     return int(count)
 
 
-# --- Many payments on few loans --------------------------------------------------------------------------------------
+# --- Many postings on few loans --------------------------------------------------------------------------------------
+
+
+# What a client posts, and how often.
+KINDS = {
+    "payment": 120,
+    "announced payment": 20,
+    "settlement": 20,
+    "return": 20,
+    "suspense allocation": 15,
+    "disbursement": 30,
+    "fee": 24,
+    "waiver": 12,
+    "accrual": 24,
+    "charge-off": 1,
+    "recovery": 4,
+    "reversal": 30,
+    "reversal of a charge-off": 2,
+}
+# Dated behind all else, so that they find what they ask for.
+LATE = date(2025, 12, 31)
+DATED_LATE = ("waiver", "charge-off", "suspense allocation")
+OF_A_LOAN: dict[str, Callable[..., Event]] = {
+    "fee": FeeAssessed,
+    "waiver": FeeWaived,
+    "suspense allocation": SuspenseAllocated,
+    "charge-off": ChargeOff,
+    "recovery": Recovery,
+}
 
 
 class Client:
@@ -158,19 +201,40 @@ class Client:
     def _event(self) -> Event:
         loan = self.draw.choice(self.books.loans)
         on = (OPENED_ON + timedelta(days=self.draw.randint(10, 40))).isoformat()
-        kind = self.draw.random()
-        if kind < 0.60:
+        kind = self.draw.choices(*zip(*KINDS.items(), strict=True))[0]  # type: ignore[call-overload]
+        if kind == "payment":
             return self.books.payment(loan, self.draw.randint(1, 4_000), on)
-        if kind < 0.70:
+        if kind == "announced payment":
+            return self.books.payment(loan, self.draw.randint(1, 4_000), on, PENDING)
+        if kind == "disbursement":
             return self.books.disbursement(loan, self.draw.randint(1, 6_000), on)
-        if kind < 0.80:
-            return self.books.fee(loan, self.draw.randint(1, 300), on)
-        if kind < 0.90:
-            # All loans in one entry: their locks are taken in the order of their ids, whatever the order here.
-            loans = self.draw.sample(self.books.loans, k=3)
-            return self._accrual(loans, on)
-        entries = list(self.recorded)
-        return self.books.reversal(self.draw.choice(entries)) if entries else self.books.payment(loan, 1, on)
+        if kind == "accrual":
+            # Three loans in one entry: their locks are taken in the order of their ids, whatever the order here.
+            return self._accrual(self.draw.sample(self.books.loans, k=3), on)
+        if kind in OF_A_LOAN:
+            day = LATE if kind in DATED_LATE else date.fromisoformat(on)
+            about: dict[str, Any] = {"loan_id": loan.loan_id, "effective_at": day}
+            if OF_A_LOAN[kind] is not ChargeOff:
+                about |= {"amount_minor": self.draw.randint(1, 300), "currency": "USD"}
+            return OF_A_LOAN[kind](**about)
+        chosen = [entry_id for entry_id, event in list(self.recorded.items()) if self._may_follow(kind, event)]
+        if not chosen:
+            return self.books.payment(loan, 1, on)
+        entry_id = self.draw.choice(chosen)
+        if kind == "settlement":
+            return PaymentSettled(effective_at=LATE, payment_event_id=entry_id)
+        if kind == "return":
+            return PaymentReturned(effective_at=LATE, payment_event_id=entry_id, return_code="R01")
+        return self.books.reversal(entry_id)
+
+    @staticmethod
+    def _may_follow(kind: str, event: Event) -> bool:
+        """Whether an event of this kind is about one like this, which some client has posted."""
+        if kind == "settlement":
+            return isinstance(event, PaymentReceived) and event.layer == PENDING
+        if kind == "return":
+            return isinstance(event, PaymentReceived)
+        return kind == "reversal" or isinstance(event, ChargeOff)
 
     def _accrual(self, loans: Sequence[Loan], on: str) -> Event:
         """Of the principal as it is now. When others are faster, it is refused."""
@@ -206,8 +270,11 @@ def test_what_many_clients_post_on_few_loans_is_what_one_would_have_posted() -> 
     # A lock that was waited for too long is never told as a refusal of the business, and here it is not told at all.
     assert told.keys() <= {
         "already_reversed",
+        "already_returned",
+        "already_settled",
         "not_reversible",
         "amount_exceeds_balance",
+        "loan_state_refuses",
         "validation_failed",
         "accrual_already_posted",
     }, f"seed {seed}"

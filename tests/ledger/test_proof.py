@@ -675,7 +675,7 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
     "a kept trial balance has another total": (
         (
             "UPDATE period_close SET trial_balances = "
-            "regexp_replace(trial_balances, '\"total_dr_minor\":\"[0-9]+\"', '\"total_dr_minor\":\"7\"') "
+            'regexp_replace(trial_balances, \'"total_dr_minor":"[0-9]+"\', \'"total_dr_minor":"7"\') '
             f"{OF} through_date = '2025-01-31'"
         ),
         {"closed_periods_stay_as_they_were"},

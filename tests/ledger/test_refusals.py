@@ -444,8 +444,16 @@ REFINANCE: list[Case] = [
     ),
     ("loan_state_refuses", "the refinance of nothing", lambda life: life.another().refinance()),
     ("loan_state_refuses", "the refinance of a paid-off loan", lambda life: life.paid_off().refinance()),
-    ("loan_state_refuses", "the refinance of a charged-off loan", lambda life: life.charged_off().refinance()),
-    ("loan_state_refuses", "a second refinance", lambda life: life.refinanced().refinance()),
+    (
+        "loan_state_refuses",
+        "the refinance of a charged-off loan that owes interest since",
+        lambda life: life.charged_off().after(life.accrual("05-01", (life.loan, 0, 3))).refinance(on="05-02"),
+    ),
+    (
+        "loan_state_refuses",
+        "a second refinance of a loan that owes interest since",
+        lambda life: life.refinanced().after(life.accrual("05-01", (life.loan, 0, 3))).refinance(on="05-02"),
+    ),
     (
         "amount_exceeds_limit",
         "a refinance above the new loan's limit",

@@ -13,9 +13,12 @@ import os
 import re
 import subprocess
 import sys
+import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import date
 from importlib import import_module
 from typing import Any, NamedTuple
 
@@ -32,9 +35,11 @@ from django.db.backends.signals import connection_created
 
 from hpts import embedded, walls
 from ledger import document
+from ledger.errors import PeriodClosed
 from ledger.events import DIRECTIONS, LAYERS, EventKind
 from ledger.money import MAX_MINOR
-from tests.ledger.conftest import URLS, Books, nothing_changes, refused, session
+from ledger.posting import Posted, Touches, opened, with_retries
+from tests.ledger.conftest import URLS, Books, codes, nothing_changes, race, refused, session
 
 Json = dict[str, Any]
 
@@ -410,6 +415,12 @@ MALFORMED = {
     "effective since ever": Malformed(
         _effective("-infinity"), ("23514", "journal_entry_effective_date"), ("23514", "journal_entry_effective_date")
     ),
+    "dated in a closed period": Malformed(
+        _effective("2025-02-28"), ("HP009", "journal_entry_period_open"), ("HP009", "journal_entry_period_open")
+    ),
+    "dated before a closed period": Malformed(
+        _effective("2024-12-31"), ("HP009", "journal_entry_period_open"), ("HP009", "journal_entry_period_open")
+    ),
     "accrual that uses up no date": Malformed(
         _header(event_type="accrual"), None, ("HP006", "loan_accrual_with_entry")
     ),
@@ -421,7 +432,8 @@ MALFORMED = {
 
 @pytest.fixture
 def attacked(books: Books) -> Books:
-    """Books with a closed account, 5100."""
+    """Books with a closed account, 5100, and closed through February."""
+    books.close("2025-02-28")
     with session("app", books.tenant_id) as connection:
         connection.execute("UPDATE gl_account SET closed_at = now(), closure_reason = 'test' WHERE code = '5100'")
     return books
@@ -706,6 +718,7 @@ def test_an_entry_about_another_tenants_entry_is_refused(
         ("program_terms", {"program_id": "program", "annual_rate_bps": 1, "waterfall": "fees,interest,principal"}),
         ("loan", {"id": UNKNOWN, "borrower_id": UNKNOWN, "program_id": "program", "currency": "USD"}),
         ("loan_terms", {"loan_id": "loan", "annual_rate_bps": 1}),
+        ("loan_terms", {"loan_id": "own loan", "entry_id": "entry", "annual_rate_bps": 1}),
         ("loan_balance", {"loan_id": "loan", "account_code": "1300", "layer": "PENDING", "currency": "USD"}),
         ("loan_accrual", {"loan_id": "loan", "accrual_date": "2025-03-01", "revision": 0, "interest_minor": 1}),
         ("outbox_message", {"entry_id": "entry"}),
@@ -716,6 +729,7 @@ def test_no_row_points_at_another_tenants_row(books: Books, other_books: Books, 
     ((entry_id,),) = other_books.rows("SELECT id::text FROM journal_entry")
     ((own_entry_id,),) = books.rows("SELECT id::text FROM journal_entry LIMIT 1")
     foreign = {"program": other_books.program_id, "loan": other_books.loan.loan_id, "entry": entry_id}
+    foreign["own loan"] = books.loan.loan_id
     more = {
         "effective_at": "2025-03-01",
         "opened_on": "2025-03-01",
@@ -860,6 +874,116 @@ def test_a_posting_without_a_tenant_is_refused(books: Books) -> None:
         Draft(books).record(connection)
 
 
+@pytest.mark.parametrize(
+    ("change", "wall"),
+    [
+        ("draws = -1", "loan_draws"),
+        ("ended_as = 'open'", "loan_ended_as"),
+        ("ended_as = ''", "loan_ended_as"),
+    ],
+)
+@pytest.mark.parametrize("role", ["owner", "superuser"])
+def test_what_a_loan_knows_of_itself_is_well_formed(books: Books, role: str, change: str, wall: str) -> None:
+    with nothing_changes(books), refused("23514", wall), session(role, books.tenant_id) as connection:
+        connection.execute(f"UPDATE loan SET {change}")
+
+
+@pytest.mark.parametrize(
+    ("row", "wall"),
+    [
+        ({"annual_rate_bps": None, "day_count_convention": None}, "loan_terms_say_something"),
+        ({"annual_rate_bps": -1}, "loan_terms_rate"),
+        ({"annual_rate_bps": 100_001}, "loan_terms_rate"),
+        ({"day_count_convention": "ACT_366"}, "loan_terms_day_count"),
+    ],
+)
+def test_terms_of_a_loan_say_something_that_there_is(books: Books, row: Json, wall: str) -> None:
+    values = {"tenant_id": books.tenant_id, "loan_id": books.loan.loan_id, "effective_at": "2025-03-01"} | row
+    with nothing_changes(books), refused("23514", wall), session("app", books.tenant_id) as connection:
+        connection.execute(
+            f"INSERT INTO loan_terms ({', '.join(values)}) VALUES ({', '.join(['%s'] * len(values))})",
+            list(values.values()),
+        )
+
+
+# --- Periods ---------------------------------------------------------------------------------------------------------
+
+CLOSE = "INSERT INTO period_close (tenant_id, through_date, actor, trial_balances) VALUES (%s, %s, 'test', '[]')"
+
+
+@pytest.mark.parametrize(
+    "through", ["2025-02-28", "2025-02-27", "0001-01-01", "-infinity", "infinity", "2099-01-01", "294276-12-31"]
+)
+@pytest.mark.parametrize("role", ["app", "owner", "superuser"])
+def test_a_period_closes_forward_and_not_in_the_future(books: Books, role: str, through: str) -> None:
+    books.close("2025-02-28")
+    with (
+        nothing_changes(books),
+        refused("HP009", "period_close_forward"),
+        session(role, books.tenant_id, replica=role == "superuser") as connection,
+    ):
+        connection.execute(CLOSE, (books.tenant_id, through))
+
+
+def test_of_two_closes_in_one_statement_the_second_must_be_later(books: Books) -> None:
+    many = CLOSE + ", (%s, %s, 'test', '[]')"
+    with (
+        nothing_changes(books),
+        refused("HP009", "period_close_forward"),
+        session("app", books.tenant_id) as connection,
+    ):
+        connection.execute(many, (books.tenant_id, "2025-02-28", books.tenant_id, "2025-01-31"))
+    with session("app", books.tenant_id) as connection:
+        connection.execute(many, (books.tenant_id, "2025-01-31", books.tenant_id, "2025-02-28"))
+
+
+def test_a_close_binds_its_own_tenant_alone(books: Books, other_books: Books) -> None:
+    books.close("2025-12-31")
+    other_books.post(other_books.payment(other_books.loan, 5, "2025-02-01"))
+    other_books.close("2025-02-01")
+
+
+def test_a_close_by_hand_keeps_postings_waiting_and_refuses_them(books: Books) -> None:
+    """The wall takes the lock that postings share, so that who goes round the product's own close is bound as well."""
+    event = books.payment(books.loan, 5, "2025-03-01")
+    before = books.entries()
+
+    def close() -> None:
+        with session("app", books.tenant_id) as connection:
+            connection.execute(CLOSE, (books.tenant_id, "2025-03-01"))
+            closing.set()
+            with session("superuser") as onlooking:
+                waiting = "SELECT count(*) FROM pg_locks WHERE NOT granted AND %s = ANY (pg_blocking_pids(pid))"
+                end = time.monotonic() + 30
+                while onlooking.execute(waiting, (connection.info.backend_pid,)).fetchall() == [(0,)]:
+                    assert time.monotonic() < end, "nobody waits for the close"
+                    onlooking.rollback()
+
+    def pay() -> Posted:
+        assert closing.wait(30)
+        return books.post(event)
+
+    closing = threading.Event()
+    assert codes(race(close, pay)) == ["posted", "period_closed"]
+    assert books.entries() == before
+
+
+def test_the_wall_refuses_what_the_state_did_not_know(books: Books) -> None:
+    """As if the last close had not been read: the database's refusal is told as the rules' own."""
+
+    def attempt() -> None:
+        with opened(books.origin, Touches([books.loan.loan_id])) as (posting, _):
+            assert posting is not None
+            posting.state.closed_through = None
+            posting.since = date(2025, 1, 1)
+            posting.post(books.payment(books.loan, 5, "2025-02-28"))
+            posting.record()
+
+    books.close("2025-02-28")
+    with nothing_changes(books), pytest.raises(PeriodClosed):
+        with_retries(attempt)
+
+
 # --- The application's own hands -------------------------------------------------------------------------------------
 
 # Everything but the journal of other applications' logins: what only the write path's functions write.
@@ -889,6 +1013,11 @@ def test_the_application_moves_no_loan_and_edits_no_master(books: Books) -> None
     statements = [
         opened_at_a_version,
         "UPDATE loan SET version = version + 1",
+        "UPDATE loan SET draws = draws + 1",
+        "UPDATE loan SET ended_as = 'charged_off'",
+        "UPDATE loan_terms SET annual_rate_bps = 0",
+        "UPDATE period_close SET trial_balances = '[]'",
+        "DELETE FROM period_close",
         "UPDATE loan SET principal_limit_minor = 1",
         "UPDATE tenant SET timezone = 'UTC'",
         "UPDATE program_terms SET annual_rate_bps = 0",

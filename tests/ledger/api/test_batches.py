@@ -158,6 +158,31 @@ def test_the_opening_of_one_loan_does_not_bind_the_dates_of_another(api: Api, ac
     assert body["detail"].startswith("items.1: ")
 
 
+def test_a_plan_in_a_batch_takes_nothing_with_it(api: Api, loan: Loan) -> None:
+    """What comes before the plan stays, and what comes after it meets the books as they are, not as they would be."""
+    api.disburse(loan, 1_000, "2026-01-05")
+    api.accrue("2026-01-07", (loan, 1_000, 30))
+    api.pay(loan, 50, "2026-01-06")
+    plan = item(f"/loans/{loan.loan_id}/replans", {"from_date": "2026-01-06"})
+    done = posted(run(api, "atomic", pay(loan, 10, "2026-01-08"), plan, pay(loan, 7, "2026-01-09")))
+    first, planned, last = (outcome["body"] for outcome in done["items"])
+    assert [entry["journal_entry_id"] for entry in api.history(loan)][-2:] == [
+        first["journal_entry_id"],
+        last["journal_entry_id"],
+    ]
+    assert planned.keys() == {"plan_hash", "entries"}
+    assert sum(api.owed(loan)) == 1_030 - 50 - 10 - 7
+
+
+def test_terms_that_a_batch_changes_hold_for_its_payments(api: Api, acme: Lender, loan: Loan) -> None:
+    api.disburse(loan, 1_000, "2026-01-05")
+    api.accrue("2026-01-06", (loan, 1_000, 30))
+    terms = {"effective_at": "2026-01-10", "waterfall": ["principal", "interest", "fees"]}
+    change = item(f"/programs/{acme.program_id}/terms", terms)
+    done = posted(run(api, "atomic", change, pay(loan, 10, "2026-01-10")))
+    assert done["items"][1]["body"]["allocation"]["principal_minor"] == "10"
+
+
 def test_what_one_item_does_is_seen_by_the_next(api: Api, loan: Loan) -> None:
     made = api.disburse(loan, 1_000, "2026-01-05")
     path = f"/disbursements/{made['disbursement_event_id']}/settlement"

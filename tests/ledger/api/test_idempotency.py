@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -29,6 +30,7 @@ from tests.conftest import (
     shown,
 )
 from tests.ledger.api.conftest import Write, with_value
+from tests.ledger.conftest import race
 
 Unmoved = Callable[[], AbstractContextManager[None]]
 Prepared = tuple[str, Json]
@@ -263,6 +265,29 @@ def test_a_key_in_use_is_refused_at_once(
         assert answer.headers["Retry-After"] == "1"
         assert waited < 1
     posted(acme.api.post(*prepared, key=key))
+
+
+def test_of_many_at_once_one_is_done(write: Write, acme: Lender) -> None:
+    """Eight with one key: one is the first, the others are told that it runs, or hear its answer."""
+    path, body = write.prepare(acme)
+    acme.api.token()
+    key = new_key()
+    before = acme.books()
+    answers = race(*[lambda: acme.api.in_a_thread().post(path, body, key=key)] * 8)
+    told = Counter(answer.status_code for answer in answers if isinstance(answer, HttpResponse))
+    assert told[201] == 1
+    assert told.keys() <= {200, 201, 409}, answers
+    (first,) = (answer for answer in answers if isinstance(answer, HttpResponse) and answer.status_code == 201)
+    for answer in answers:
+        assert isinstance(answer, HttpResponse)
+        if answer.status_code == 409:
+            refused(answer, 409, "idempotency_in_progress")
+        elif answer.status_code == 200:
+            replayed(answer, first)
+    after = acme.books()
+    assert after[2] == before[2] + 1, "one key more"
+    replayed(acme.api.post(path, body, key=key), first)
+    assert acme.books() == after
 
 
 def test_a_repeat_never_waits_for_the_first_one(acme: Lender) -> None:

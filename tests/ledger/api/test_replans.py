@@ -129,6 +129,14 @@ def test_the_waterfall_of_each_date_is_the_one_in_force_then(acme: Lender, api: 
     assert api.owed(loan) == (98_800, 600, 0)
 
 
+def test_payments_before_a_refinance_stay_where_they_are(api: Api, acme: Lender, loan: Loan) -> None:
+    api.disburse(loan, 1_000, "2026-01-05")
+    api.pay(loan, 100, "2026-01-06")
+    new = {"borrower_id": loan.borrower_id, "program_id": acme.program_id, "opened_on": "2026-01-02"}
+    posted(api.post(f"/v1/loans/{loan.loan_id}/refinance", {"new_loan": new, "effective_at": "2026-02-01"}))
+    assert posted(replan(api, loan, "2026-01-05"))["entries"] == []
+
+
 def test_a_closed_period_and_an_unknown_loan_are_refused(
     api: Api, loan: Loan, acme: Lender, nothing_moves: Unmoved
 ) -> None:

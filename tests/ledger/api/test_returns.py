@@ -470,6 +470,17 @@ def test_money_that_was_refunded_altogether_has_no_line_on_suspense(api: Api, lo
     assert api.lines(made["journal_entry_id"]) == ["CR 1000 500", "DR 1100 500"]
 
 
+def test_announced_money_that_was_cancelled_by_hand_is_announced_principal(api: Api, loan: Loan) -> None:
+    """The bank is not refused here either; on PENDING no allocation has taken anything."""
+    api.pay(loan, 500, "2026-01-05")
+    announced = api.pay(loan, 300, "2026-01-06", layer="PENDING")
+    about = {"loan_id": loan.loan_id, "layer": "PENDING"}
+    api.adjust("2026-01-10", line("2000", "DR", 200, **about), line("1010", "CR", 200, **about))
+    made = api.give_back(announced, "2026-02-01")
+    assert api.lines(made["journal_entry_id"]) == ["CR 1010 300 PENDING", "DR 2000 100 PENDING", "DR 1100 200 PENDING"]
+    assert api.normal_balance("2000") == 500
+
+
 def test_allocations_are_undone_before_principal_is_owed(api: Api, loan: Loan) -> None:
     paid = api.pay(loan, 500, "2026-01-05")
     api.serve(loan, "fees", "2026-01-06", 100)

@@ -402,6 +402,22 @@ def test_the_state_refuses_whatever_the_date(api: Api, charged_off: Loan, nothin
         refused(api.post(where, body | {"effective_at": "2026-01-20"}), 422, "loan_state_refuses")
 
 
+@pytest.mark.parametrize("what", REFUSED_WHEN_ENDED)
+@pytest.mark.parametrize("end", [charge_off, refinance])
+def test_an_ended_loan_that_owes_again_is_ended_all_the_same(
+    api: Api, owing: Loan, nothing_moves: Unmoved, end: Callable[[Api, Loan], Json], what: str
+) -> None:
+    """A payment of before came back: the loan owes, and takes no more than it did."""
+    paid = api.pay(owing, 600, "2026-02-01")
+    end(api, owing)
+    state = api.state(owing)
+    api.give_back(paid, "2026-02-15")
+    assert api.owed(owing) == (0, 100, 500)
+    with nothing_moves():
+        refused(api.post(*REFUSED_WHEN_ENDED[what](owing)), 422, "loan_state_refuses")
+    assert api.state(owing) == state
+
+
 def test_announced_money_does_not_settle_on_a_charged_off_loan(api: Api, owing: Loan, nothing_moves: Unmoved) -> None:
     announced = api.pay(owing, 700, "2026-02-01", layer="PENDING")
     charge_off(api, owing)

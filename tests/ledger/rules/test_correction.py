@@ -58,7 +58,11 @@ def test_a_reversal_stays_on_the_layer_of_its_entry(layer: str) -> None:
     [
         (entry(reversed_by="reversal"), DAY, AlreadyReversed),
         (entry(reversed_by="payment_returned"), DAY, NotReversible),
-        (entry("disbursement", settled_by=EntryState("settlement", "disbursement_settled", DAY, ())), DAY, NotReversible),
+        (
+            entry("disbursement", settled_by=EntryState("settlement", "disbursement_settled", DAY, ())),
+            DAY,
+            NotReversible,
+        ),
         (entry("reversal"), DAY, NotReversible),
         (entry("payment_returned"), DAY, NotReversible),
         (entry("disbursement_settled", settles_entry_id="drawn"), DAY, NotReversible),

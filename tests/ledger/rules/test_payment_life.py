@@ -123,6 +123,15 @@ def test_a_settlement_keeps_the_payments_reference_on_cash_and_clearing() -> Non
     assert [each.external_ref for each in lines] == ["ach 7", None, "ach 7", None]
 
 
+@pytest.mark.parametrize(("on", "expected"), [(DAY, "CR 1300 10"), (LATER, "CR 1100 100")])
+def test_of_several_waterfalls_the_one_in_force_on_the_settlements_date_counts(on: date, expected: str) -> None:
+    """A new order counts from its very day on."""
+    loan = loan_state(fees=10, principal=500, pending={"suspense": 100})
+    by_date = ((date.min, "fees interest principal"), (LATER, "principal interest fees"))
+    loan.waterfalls = tuple((since, tuple(order.split())) for since, order in by_date)
+    assert lines_of(books(loan, announced()), settles(on))[3] == expected
+
+
 @pytest.mark.parametrize(
     ("entries", "on", "ended_as", "refusal"),
     [
@@ -267,6 +276,15 @@ def test_what_is_available_on_the_returns_date_counts_not_what_came_before_or_af
 def test_a_return_is_refused(entry: EntryState, on: date, refusal: type[Problem]) -> None:
     with pytest.raises(refusal):
         lines_of(books(loan_state(suspense=100), entry), returns(on))
+
+
+def test_principal_that_a_return_puts_back_was_not_lent() -> None:
+    state = books(loan_state(), received(("2000", 100)))
+    state.apply(returns(), RULES[returns().kind](state, returns()))
+    assert state.owed(state.loans["loan"])["principal"] == 100
+    repaid = from_suspense(100)
+    state.apply(repaid, [line(DEBIT, "2000", 100), line(CREDIT, "1100", 100)])
+    assert state.of(state.loans["loan"]) == "open", "a loan that was never lent is not paid off"
 
 
 @pytest.mark.parametrize("how", ["charged_off", "refinanced"])
