@@ -627,7 +627,7 @@ REFUSALS = """
 def test_the_lives_reach_every_kind_and_every_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
     """What makes the lives worth playing: an ordinary set of them has seen all that can happen."""
     answer_from_memory(monkeypatch)
-    reached = play(Memory, 60, 100, derandomize=True)
+    reached = play(Memory, 150, 100, derandomize=True)
     seen = {what.rpartition(": ")[2] for what, times in reached.items() if times}
     assert seen >= {*REFUSALS.split(), *EventKind}
     assert seen >= {"period", "a return undoes allocations", "a return is principal again"}
