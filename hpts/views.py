@@ -49,6 +49,12 @@ class APIViewSet(ViewSet):
     large_bodies: ClassVar[frozenset[str]] = frozenset()
     http_method_names = ["get", "post", "head"]
 
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        """View and request point to each other: let go here, or every answer stays in memory until the collector comes."""
+        response = super().dispatch(request, *args, **kwargs)
+        del self.request, self.response
+        return response
+
     def initial(self, request: Request, *args: Any, **kwargs: Any) -> None:
         self.format_kwarg = None
         method = (request.method or "").lower()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -12,8 +14,10 @@ import pytest
 from django.core.exceptions import PermissionDenied, SuspiciousOperation
 from django.db import DatabaseError, OperationalError, ProgrammingError, connection
 from django.http import Http404
+from django.test import RequestFactory
 
 from hpts import problems
+from ledger.views import Accounts
 from tests.conftest import HTTP, Api, Lender, in_books_of, new_key, payment_of, posted, refused, shown
 
 Unmoved = Callable[[], AbstractContextManager[None]]
@@ -326,3 +330,18 @@ def test_a_connection_that_died_is_replaced(acme: Lender) -> None:
     with psycopg.connect(os.environ["HPTS_SUPERUSER_DATABASE_URL"], autocommit=True) as administrator:
         administrator.execute("SELECT pg_terminate_backend(%s, 5000)", (backend,))
     posted(acme.api.post("/v1/payments", payment_of(acme.loan)))
+
+
+def test_an_answer_leaves_memory_with_its_request() -> None:
+    """View and request point to each other; an answer that hung on them would stay until the collector comes."""
+    gc.collect()
+    gc.disable()
+    try:
+        request = RequestFactory().get("/v1/accounts")
+        request.request_id = "11111111-1111-1111-1111-111111111111"  # type: ignore[attr-defined]
+        answer = Accounts.as_view({"get": "list"})(request)
+        kept = weakref.ref(answer)
+        del answer
+        assert kept() is None
+    finally:
+        gc.enable()
