@@ -241,6 +241,18 @@ def loan_version(cursor: CursorWrapper, *, loan_id: str) -> int | None:
     return rows[0][0] if rows else None
 
 
+def version_of_entrys_loan(cursor: CursorWrapper, *, entry_id: str) -> int | None:
+    """The version of the one loan that an entry is about; None when it is about none or many."""
+    rows = _rows(
+        cursor,
+        """SELECT l.version FROM journal_entry e
+           JOIN loan l ON l.tenant_id = e.tenant_id AND l.id = e.loan_id
+           WHERE e.tenant_id = %(tenant)s AND e.id = %(entry)s""",
+        entry=entry_id,
+    )
+    return rows[0][0] if rows else None
+
+
 # --- Journal ---------------------------------------------------------------------------------------------------------
 
 

@@ -85,23 +85,35 @@ class LedgerViewSet(APIViewSet):
             _check_version(posting, expected)
             return write.run(posting, body, self.kwargs)
 
-        done = once(call, write.touches(body, self.kwargs), guarded)
+        touches = write.touches(body, self.kwargs)
+        done = once(call, touches, guarded)
         response = answer(done.body, 200 if done.replayed else 201)
         if done.replayed:
             response["Idempotency-Replayed"] = "true"
-        version = self._version_after(request, done.posting, write.loan(body, self.kwargs))
+        version = self._version_after(request, done.posting, write.loan(body, self.kwargs), touches)
         if version is not None:
             response["ETag"] = etag(version)
         return response
 
-    def _version_after(self, request: Request, posting: Posting | None, loan_id: str | None) -> int | None:
+    def _version_after(
+        self, request: Request, posting: Posting | None, loan_id: str | None, touches: Touches
+    ) -> int | None:
         """The version of the loan that a write was about: named by the request, or the only one that it touched."""
         if posting is None:
-            return self.version(request, loan_id) if loan_id else None
+            return self._version_now(request, loan_id, touches)
         loans = posting.state.loans
         if loan_id in loans:
             return loans[loan_id].version
         return next(iter(loans.values())).version if len(loans) == 1 else None
+
+    def _version_now(self, request: Request, loan_id: str | None, touches: Touches) -> int | None:
+        """For a replay: what the write was about is as it was, the version is today's."""
+        if loan_id is not None:
+            return self.version(request, loan_id)
+        if len(touches.entries) != 1:
+            return None
+        with self.read(request) as cursor:
+            return queries.version_of_entrys_loan(cursor, entry_id=touches.entries[0])
 
     def version(self, request: Request, loan_id: str) -> int:
         """The version that a loan has now."""

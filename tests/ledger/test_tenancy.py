@@ -359,6 +359,7 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
         "loan": [{"loan_id": loan_id, "on": day}, {"loan_id": other_books.loan.loan_id, "on": day}],
         "loans": [{"on": day, "program_id": None, "borrower_id": None, "state": None} | pages],
         "loan_version": ours_and_theirs,
+        "version_of_entrys_loan": [{"entry_id": entry_id}],
         "payment_entries": ours_and_theirs,
         "suspense_allocations": ours_and_theirs,
         "has_recovery": ours_and_theirs,

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import Api, Json, Lender, Loan, in_books_of, line, payment_of, posted, refused, shown
+from tests.conftest import Api, Json, Lender, Loan, in_books_of, line, new_key, payment_of, posted, refused, shown
 
 pytestmark = pytest.mark.usefixtures("sound_books")
 
@@ -549,3 +549,12 @@ def test_the_trial_balance_holds_after_all_of_it(api: Api, allocated: tuple[list
         api.give_back(payment, "2026-03-01", nsf_fee_minor="25")
     totals = shown(api.get("/v1/trial-balance", {"currency": "USD"}))
     assert totals["total_dr_minor"] == totals["total_cr_minor"]
+
+
+def test_a_replay_names_the_loan_s_version_too(api: Api, loan: Loan) -> None:
+    paid = api.pay(loan, 500, "2026-01-05", layer="PENDING")
+    path, body, key = f"/v1/payments/{paid['payment_event_id']}/settlement", {"effective_at": "2026-01-06"}, new_key()
+    first = api.post(path, body, key=key)
+    again = api.post(path, body, key=key)
+    assert (first.status_code, again.status_code) == (201, 200)
+    assert first.headers["ETag"] == again.headers["ETag"] == '"2"'
