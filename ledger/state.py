@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from datetime import date
 
 from ledger.chart import RECEIVABLES, Account, Chart
+from ledger.errors import EntryNotFound
 from ledger.events import CREDIT, DEBIT, SETTLED, ChargeOff, Event, EventKind, Line, Refinance, Reversal
 
 BalanceKey = tuple[str, str]  # account code, layer
@@ -126,6 +127,13 @@ class State:
     loans: dict[str, LoanState]
     entries: dict[str, EntryState] = field(default_factory=dict)
     closed_through: date | None = None
+
+    def entry(self, entry_id: str, kind: EventKind) -> EntryState:
+        """The entry in question. Raises EntryNotFound when there is none, or one of another kind."""
+        entry = self.entries.get(entry_id)
+        if entry is None or entry.event_type != kind:
+            raise EntryNotFound(f"There is no {kind} {entry_id}.")
+        return entry
 
     def owed(self, loan: LoanState) -> dict[str, int]:
         """What the loan owes after everything posted so far: fees, interest, principal."""

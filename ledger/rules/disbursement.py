@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ledger.errors import AlreadyReversed, AlreadySettled, AmountExceedsLimit, EffectiveDateRefused
-from ledger.events import CREDIT, DEBIT, PENDING, SETTLED, Disbursement, DisbursementSettled, Line
+from ledger.events import CREDIT, DEBIT, PENDING, SETTLED, Disbursement, DisbursementSettled, EventKind, Line
 from ledger.rules.standing import not_ended
 from ledger.state import LoanState, State
 
@@ -26,7 +26,7 @@ def disbursement_settled(state: State, event: DisbursementSettled) -> list[Line]
     A pending disbursement first leaves the pending layer, and its principal is debited on the settled one instead of
     clearing, because nothing was waiting there. Refused: settled or reversed before, dated before the disbursement.
     """
-    original = state.entries[event.disbursement_event_id]
+    original = state.entry(event.disbursement_event_id, EventKind.DISBURSEMENT)
     if original.settled_by is not None:
         raise AlreadySettled("This disbursement has been settled.")
     if original.reversed_by is not None:

@@ -90,7 +90,7 @@ def returned_entry(state: State, payment_event_id: str) -> EntryState:
 
     Raises AlreadyReturned, AlreadyReversed.
     """
-    payment = state.entries[payment_event_id]
+    payment = state.entry(payment_event_id, EventKind.PAYMENT_RECEIVED)
     settlement = payment.settled_by if _is_pending(payment) else None
     entry = settlement or payment
     if EventKind.PAYMENT_RETURNED in (entry.reversed_by, payment.reversed_by):
@@ -128,7 +128,7 @@ def undone(state: State, event: PaymentReturned) -> list[Undone]:
 
 
 def _settled(state: State, event: PaymentSettled) -> list[Line]:
-    payment = state.entries[event.payment_event_id]
+    payment = state.entry(event.payment_event_id, EventKind.PAYMENT_RECEIVED)
     if EventKind.PAYMENT_RETURNED in (payment.reversed_by, payment.settled_by and payment.settled_by.reversed_by):
         raise AlreadyReturned("This payment has been returned.")
     if payment.reversed_by is not None:

@@ -7,7 +7,14 @@ from typing import Any
 
 import pytest
 
-from ledger.errors import AlreadyReversed, AlreadySettled, AmountExceedsLimit, EffectiveDateRefused, Problem
+from ledger.errors import (
+    AlreadyReversed,
+    AlreadySettled,
+    AmountExceedsLimit,
+    EffectiveDateRefused,
+    EntryNotFound,
+    Problem,
+)
 from ledger.events import PENDING, SETTLED, Disbursement, DisbursementSettled, Line
 from ledger.rules.disbursement import disbursement, disbursement_settled
 from ledger.state import EntryState
@@ -90,3 +97,12 @@ def test_a_settlement_is_refused(entry: EntryState, day: date, refusal: type[Pro
     settlement = DisbursementSettled(effective_at=day, disbursement_event_id="drawn")
     with pytest.raises(refusal):
         disbursement_settled(state_of(loan_state(), entry=entry), settlement)
+
+
+def test_only_a_disbursement_is_settled() -> None:
+    another = EntryState("drawn", "payment_received", DAY, entry_of().lines)
+    settlement = DisbursementSettled(effective_at=DAY, disbursement_event_id="drawn")
+    with pytest.raises(EntryNotFound):
+        disbursement_settled(state_of(loan_state(), entry=another), settlement)
+    with pytest.raises(EntryNotFound):
+        disbursement_settled(state_of(loan_state()), settlement)
