@@ -30,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -252,7 +253,7 @@ def _reachable(path: Path, account: pwd.struct_passwd | None) -> bool:
 # --- Servers ---------------------------------------------------------------------------------------------------------
 
 
-class Server:
+class Server(ABC):
     """One server and its data. Subclasses say how to make the data, start, ask and stop."""
 
     kind: str
@@ -321,21 +322,21 @@ class Server:
             draft.rename(copy)
         return str(copy / program.relative_to(root))
 
+    @abstractmethod
     def prepare(self) -> None:
         """Make the data directory when there is none."""
-        raise NotImplementedError
 
+    @abstractmethod
     def launch(self, lock: int) -> subprocess.Popen[bytes]:
         """Start the process on `self.port`; it inherits the descriptor `lock`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def answers(self) -> bool:
         """Whether the server accepts work now; makes what must exist in it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def variables(self) -> dict[str, str]:
         """What clients put into their environment."""
-        raise NotImplementedError
 
     def start(self) -> None:
         """Start and wait until it answers. The port of the last time is taken again when it is free."""

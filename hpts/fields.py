@@ -11,6 +11,7 @@ import json
 import re
 import types
 import typing
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import date, datetime
 from functools import cache
@@ -40,16 +41,16 @@ class FieldError(ValueError):
         self.message = message
 
 
-class Wire:
+class Wire(ABC):
     """A type of the wire: reads a decoded JSON value (or a query string's text), or raises FieldError."""
 
     schema: ClassVar[dict[str, Any]] = {}
     component: ClassVar[str | None] = None
 
     @classmethod
+    @abstractmethod
     def parse(cls, value: object) -> Any:
         """The plain value (str, int, date, ...): these classes say what is accepted, they are not carried around."""
-        raise NotImplementedError
 
 
 def _text(value: object) -> str:

@@ -120,6 +120,16 @@ def _facts(**facts: object) -> dict[str, object] | None:
     return kept or None
 
 
+def _money(body: shapes.NewMoney, path: Path) -> dict[str, Any]:
+    """What events about money of the path's loan are made with."""
+    return {
+        "loan_id": path["loan_id"],
+        "amount_minor": body.amount_minor,
+        "currency": body.currency,
+        "effective_at": body.effective_at,
+    }
+
+
 def _recorded(entry: Posted) -> dict[str, Any]:
     return {
         "journal_entry_id": entry.journal_entry_id,
@@ -227,10 +237,7 @@ def return_payment(posting: Posting, body: shapes.NewReturn, path: Path) -> Memb
 def allocate_suspense(posting: Posting, body: shapes.NewSuspenseAllocation, path: Path) -> Members:
     entry = posting.post(
         SuspenseAllocated(
-            loan_id=path["loan_id"],
-            amount_minor=body.amount_minor,
-            currency=body.currency,
-            effective_at=body.effective_at,
+            **_money(body, path),
         )
     )
     return {
@@ -321,10 +328,7 @@ def assess_fee(posting: Posting, body: shapes.NewFee, path: Path) -> Members:
     return _recorded(
         posting.post(
             FeeAssessed(
-                loan_id=path["loan_id"],
-                amount_minor=body.amount_minor,
-                currency=body.currency,
-                effective_at=body.effective_at,
+                **_money(body, path),
                 description=given(body.description),
                 facts=_facts(fee_type=given(body.fee_type)),
             )
@@ -337,10 +341,7 @@ def waive_fee(posting: Posting, body: shapes.NewFeeWaiver, path: Path) -> Member
     return _recorded(
         posting.post(
             FeeWaived(
-                loan_id=path["loan_id"],
-                amount_minor=body.amount_minor,
-                currency=body.currency,
-                effective_at=body.effective_at,
+                **_money(body, path),
                 description=body.reason,
             )
         )
@@ -359,10 +360,7 @@ def record_recovery(posting: Posting, body: shapes.NewRecovery, path: Path) -> M
     return _recorded(
         posting.post(
             Recovery(
-                loan_id=path["loan_id"],
-                amount_minor=body.amount_minor,
-                currency=body.currency,
-                effective_at=body.effective_at,
+                **_money(body, path),
                 external_ref=given(body.external_ref),
             )
         )

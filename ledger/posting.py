@@ -250,19 +250,24 @@ class Posting:
 
     def record(self, key: str | None = None, fingerprint: bytes | None = None, response: str | None = None) -> None:
         """Write everything staged, and the key's row, when the transaction ends: the second round trip."""
-        if sum(len(extra["versions"]) for _, extra in self._staged) > LARGE_LINES:
-            self.transaction.finish_with(LARGE_TIMEOUT)
         if self._staged or key is not None:
-            entries = msgspec.json.encode(self._staged).decode()
-            self.transaction.finish_with(RECORD, (entries, key, fingerprint, response))
-            self._staged.clear()
+            for statement, values in self._writing(key, fingerprint, response):
+                self.transaction.finish_with(statement, values)
 
     def flush(self) -> None:
         """Write what is staged at once, for what is asked or written about it in this very transaction."""
         if self._staged:
-            self.transaction.run(LARGE_TIMEOUT)
-            self.transaction.run(RECORD, (msgspec.json.encode(self._staged).decode(), None, None, None))
-            self._staged.clear()
+            for statement, values in self._writing():
+                self.transaction.run(statement, values)
+
+    def _writing(
+        self, key: str | None = None, fingerprint: bytes | None = None, response: str | None = None
+    ) -> list[tuple[Statement, Sequence[str | bytes | None]]]:
+        is_large = sum(len(extra["versions"]) for _, extra in self._staged) > LARGE_LINES
+        entries = msgspec.json.encode(self._staged).decode()
+        self._staged.clear()
+        write = (RECORD, (entries, key, fingerprint, response))
+        return [(LARGE_TIMEOUT, ()), write] if is_large else [write]
 
     def meet_loan(self, loan_id: str) -> LoanState:
         """A loan that this very transaction has created joins the state."""
@@ -425,20 +430,7 @@ class Posting:
             "posted_at": entry.posted_at,
             "reverses_entry_id": entry.reverses_entry_id,
         }
-        lines = [
-            document.line_object(
-                sequence,
-                self.state.chart[line.account].code,
-                line.direction,
-                line.amount_minor,
-                line.currency,
-                line.layer,
-                line.loan_id,
-                line.borrower_id,
-                line.external_ref,
-            )
-            for sequence, line in enumerate(entry.lines, 1)
-        ]
+        lines = shown_lines(entry.lines, self.state.chart)
         extra: dict[str, Any] = {
             "versions": [line.loan_id and self.state.loans[line.loan_id].version for line in entry.lines]
         }
@@ -630,6 +622,24 @@ def _entry_states(entries: list[_Entry]) -> dict[str, EntryState]:
         if state.settles_entry_id in states:
             states[state.settles_entry_id].settled_by = state
     return states
+
+
+def shown_lines(lines: Sequence[Line], chart: Chart) -> list[dict[str, Any]]:
+    """Lines as the API shows them: numbered, accounts by code."""
+    return [
+        document.line_object(
+            sequence,
+            chart[line.account].code,
+            line.direction,
+            line.amount_minor,
+            line.currency,
+            line.layer,
+            line.loan_id,
+            line.borrower_id,
+            line.external_ref,
+        )
+        for sequence, line in enumerate(lines, 1)
+    ]
 
 
 def lines_of(recorded: str) -> tuple[Line, ...]:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import date
 from typing import Any
 
 import msgspec
 
-from ledger import document
-from ledger.chart import RECEIVABLES, Chart
-from ledger.events import CREDIT, DEBIT, PENDING, SETTLED, Event, EventKind, Line, PaymentUnallocated, Reversal
-from ledger.posting import Posted, Posting, lines_of
+from ledger.chart import Chart
+from ledger.events import DEBIT, PENDING, SETTLED, Event, EventKind, Line, PaymentUnallocated, Reversal
+from ledger.posting import Posted, Posting, lines_of, shown_lines
 from ledger.queries import PaymentEntry, payment_entries, suspense_allocations
 from ledger.rules.replan import Allocated, Shares, replan
+from ledger.rules.waterfall import allocation
 from ledger.state import EntryState
 
 
@@ -37,20 +38,7 @@ def planned(posted: Posted, chart: Chart) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "event_type": posted.event_type,
         "effective_at": posted.effective_at.isoformat(),
-        "lines": [
-            document.line_object(
-                sequence,
-                chart[line.account].code,
-                line.direction,
-                line.amount_minor,
-                line.currency,
-                line.layer,
-                line.loan_id,
-                line.borrower_id,
-                line.external_ref,
-            )
-            for sequence, line in enumerate(posted.lines, 1)
-        ],
+        "lines": shown_lines(posted.lines, chart),
     }
     if posted.reverses_entry_id is not None:
         shown["reverses_entry_id"] = posted.reverses_entry_id
@@ -136,15 +124,10 @@ def _reversal(entry: PaymentEntry) -> Reversal:
     )
 
 
-def _shares(posting: Posting, lines: Any) -> Shares:
-    roles = {posting.state.chart[role].code: role for role in RECEIVABLES}
-    shares: Shares = {}
-    line: Line
-    for line in lines:
-        role = roles.get(posting.state.chart[line.account].code)
-        if role is not None and line.direction == CREDIT and line.layer == SETTLED:
-            shares[role] = shares.get(role, 0) + line.amount_minor
-    return shares
+def _shares(posting: Posting, lines: Iterable[Line]) -> Shares:
+    """What lines gave to receivables."""
+    met = allocation(posting.state, (line for line in lines if line.layer == SETTLED))
+    return {role: share for role, share in met.items() if share and role != "suspense"}
 
 
 def _state_of(entry: PaymentEntry) -> EntryState:

@@ -256,24 +256,24 @@ class NewReturn(Request):
     nsf_fee_minor: PositiveAmount | UnsetType = UNSET
 
 
-class NewSuspenseAllocation(Request):
+class NewMoney(Request):
+    """What every event about money of the path's loan says."""
+
     amount_minor: PositiveAmount
     currency: CurrencyCode
     effective_at: IsoDate
 
 
-class NewFee(Request):
-    amount_minor: PositiveAmount
-    currency: CurrencyCode
-    effective_at: IsoDate
+class NewSuspenseAllocation(NewMoney):
+    pass
+
+
+class NewFee(NewMoney):
     fee_type: FeeType | UnsetType = UNSET
     description: Description | UnsetType = UNSET
 
 
-class NewFeeWaiver(Request):
-    amount_minor: PositiveAmount
-    currency: CurrencyCode
-    effective_at: IsoDate
+class NewFeeWaiver(NewMoney):
     reason: Description
 
 
@@ -282,10 +282,7 @@ class NewChargeOff(Request):
     reason: Description
 
 
-class NewRecovery(Request):
-    amount_minor: PositiveAmount
-    currency: CurrencyCode
-    effective_at: IsoDate
+class NewRecovery(NewMoney):
     external_ref: Reference | UnsetType = UNSET
 
 

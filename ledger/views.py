@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import date, datetime
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import msgspec
 from django.db.backends.utils import CursorWrapper
@@ -56,15 +56,15 @@ from ledger.errors import (
     UnbalancedEntry,
 )
 from ledger.events import SETTLED
-from ledger.idempotency import Call, fingerprint, once, read_key
+from ledger.idempotency import Answer, Call, fingerprint, once, read_key
 from ledger.operations import Write
 from ledger.posting import Origin, Posting, Touches, opened
+
+S = TypeVar("S", bound=msgspec.Struct)
 
 # What every posting may be refused for, and every body that moves money of a loan.
 DATED = (EffectiveDateRefused, PeriodClosed, AmountOutOfRange)
 OF_A_LOAN = (*DATED, LoanChanged, CurrencyMismatch)
-
-
 # What some write of a batch may be refused for.
 REFUSALS = tuple(kind for kind in Problem.__subclasses__() if kind.__module__ == "ledger.errors")
 
@@ -74,11 +74,7 @@ class LedgerViewSet(APIViewSet):
 
     def write(self, request: Request, write: Write[Any]) -> HttpResponse:
         """Read the body, run the operation once for its key, and answer 201, or 200 with the first answer on a replay."""
-        raw = self.document(request)
-        self.query(request, shapes.NoQuery)
-        key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
-        body = fields.parse(raw, write.shape)
-        call = Call(self.origin(request), key, fingerprint(write.operation_id, self.kwargs, raw))
+        call, body = self.call(request, write.shape)
         expected = request.META.get("HTTP_IF_MATCH")
 
         def guarded(posting: Posting) -> ops.Members:
@@ -87,13 +83,19 @@ class LedgerViewSet(APIViewSet):
 
         touches = write.touches(body, self.kwargs)
         done = once(call, touches, guarded)
-        response = answer(done.body, 200 if done.replayed else 201)
-        if done.replayed:
-            response["Idempotency-Replayed"] = "true"
+        response = _done(done)
         version = self._version_after(request, done.posting, write.loan(body, self.kwargs), touches)
         if version is not None:
             response["ETag"] = etag(version)
         return response
+
+    def call(self, request: Request, shape: type[S]) -> tuple[Call, S]:
+        """A POST as it was sent: JSON, then key, then shape; the order in which they are refused."""
+        raw = self.document(request)
+        self.query(request, shapes.NoQuery)
+        key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
+        body = fields.parse(raw, shape)
+        return Call(self.origin(request), key, fingerprint(self.operation_id, self.kwargs, raw)), body
 
     def _version_after(
         self, request: Request, posting: Posting | None, loan_id: str | None, touches: Touches
@@ -147,6 +149,14 @@ def posts(
     return operation(
         write.operation_id, tag, request=write.shape, answer=answer, returns=returns, refuses=refuses, etag=etag
     )
+
+
+def _done(done: Answer) -> HttpResponse:
+    """201 with the answer, or 200 with the first one on a replay."""
+    response = answer(done.body, 200 if done.replayed else 201)
+    if done.replayed:
+        response["Idempotency-Replayed"] = "true"
+    return response
 
 
 def etag(version: int) -> str:
@@ -754,7 +764,7 @@ class Batches(LedgerViewSet):
         request=shapes.NewBatch,
         answer=shapes.BatchDone,
         returns="Batch done",
-        refuses=(*REFUSALS,),
+        refuses=REFUSALS,
     )
     def create(self, request: Request) -> HttpResponse:
         """Run many writes.
@@ -762,19 +772,11 @@ class Batches(LedgerViewSet):
         `atomic`: all of them in one transaction, or none; the first refusal is the batch's. `each`: every item by itself, with an
         outcome of its own; a repeat goes on where the first one broke off. An item is the path below /v1 and the body of a POST.
         """
-        raw = self.document(request)
-        self.query(request, shapes.NoQuery)
-        key = read_key(request.META.get("HTTP_IDEMPOTENCY_KEY"))
-        body = fields.parse(raw, shapes.NewBatch)
+        call, body = self.call(request, shapes.NewBatch)
         items = _batch_items(body)
-        call = Call(self.origin(request), key, fingerprint(self.operation_id, {}, raw))
         scopes = caller(request).scopes
         run = batch.all_or_nothing if body.mode == "atomic" else batch.one_by_one
-        done = run(call, items, lambda scope: covers(scopes, scope))
-        response = answer(done.body, 200 if done.replayed else 201)
-        if done.replayed:
-            response["Idempotency-Replayed"] = "true"
-        return response
+        return _done(run(call, items, lambda scope: covers(scopes, scope)))
 
 
 def _batch_items(body: shapes.NewBatch) -> list[batch.Item]:

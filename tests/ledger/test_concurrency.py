@@ -160,9 +160,9 @@ KINDS = {
     "waiver": 12,
     "accrual": 24,
     "charge-off": 1,
-    "recovery": 4,
+    "recovery": 2,
     "reversal": 30,
-    "reversal of a charge-off": 2,
+    "reversal of a charge-off": 8,
 }
 # Dated behind all else, so that they find what they ask for.
 LATE = date(2025, 12, 31)

@@ -161,8 +161,9 @@ def test_the_opening_of_one_loan_does_not_bind_the_dates_of_another(api: Api, ac
 def test_a_plan_in_a_batch_takes_nothing_with_it(api: Api, loan: Loan) -> None:
     """What comes before the plan stays, and what comes after it meets the books as they are, not as they would be."""
     api.disburse(loan, 1_000, "2026-01-05")
-    api.accrue("2026-01-07", (loan, 1_000, 30))
-    api.pay(loan, 50, "2026-01-06")
+    api.accrue("2026-01-06", (loan, 1_000, 30))
+    api.pay(loan, 20, "2026-01-07")
+    api.pay(loan, 30, "2026-01-06")
     plan = item(f"/loans/{loan.loan_id}/replans", {"from_date": "2026-01-06"})
     done = posted(run(api, "atomic", pay(loan, 10, "2026-01-08"), plan, pay(loan, 7, "2026-01-09")))
     first, planned, last = (outcome["body"] for outcome in done["items"])
@@ -170,7 +171,7 @@ def test_a_plan_in_a_batch_takes_nothing_with_it(api: Api, loan: Loan) -> None:
         first["journal_entry_id"],
         last["journal_entry_id"],
     ]
-    assert planned.keys() == {"plan_hash", "entries"}
+    assert planned["entries"]
     assert sum(api.owed(loan)) == 1_030 - 50 - 10 - 7
 
 

@@ -149,7 +149,7 @@ def date_of(body: Any) -> tuple[str, str] | None:
 
 def dated(write: Write) -> bool:
     return bool(
-        {"effective_at", "accrual_date", "from_date", "through_date", "items"} & set(write.shape.__annotations__)
+        {"effective_at", "accrual_date", "from_date", "through_date", "items"} & set(write.shape.__struct_fields__)
     )
 
 

@@ -89,9 +89,11 @@ def test_a_replanned_payment_can_still_be_returned(api: Api, loan: Loan) -> None
     late(api, loan)
     commit(api, loan, "2026-02-01")
     payment = api.history(loan, event_type="payment_received")[1]["journal_entry_id"]
-    posted(api.post(f"/v1/payments/{payment}/return", {"effective_at": "2026-03-05", "return_code": "R01"}))
-    # 900 of interest are owed again: the newest allocation is undone first, and that is the one of the March payment.
-    assert sum(api.owed(loan)) == 99_400 + 900
+    made = posted(api.post(f"/v1/payments/{payment}/return", {"effective_at": "2026-03-05", "return_code": "R01"}))
+    # What the plan allocated of this very payment is undone, not the newer allocation of the March payment.
+    entry = api.entry(made["journal_entry_id"])
+    assert said(entry) == ["DR 1200 900", "CR 2000 900", "CR 1000 900", "DR 2000 900"]
+    assert api.owed(loan) == (99_400, 900, 0)
     refused(
         api.post(f"/v1/payments/{payment}/return", {"effective_at": "2026-03-05", "return_code": "R01"}),
         409,
@@ -118,6 +120,18 @@ def test_a_second_late_payment_is_planned_upon_the_first_plan(api: Api, loan: Lo
     commit(api, loan, "2026-01-20")
     assert api.owed(loan, "2026-02-01") == (100_000, 150, 0)
     assert api.owed(loan) == (99_450, 0, 0)
+
+
+def test_allocations_of_one_date_keep_their_order_from_plan_to_plan(api: Api, loan: Loan) -> None:
+    """The first one meets the late fee and is posted again; the second one stays, and is still the second one."""
+    api.pay(loan, 100, "2026-01-06")
+    api.disburse(loan, 1_000, "2026-01-08")
+    for amount in ("20", "30"):
+        allocation = {"amount_minor": amount, "currency": "USD", "effective_at": "2026-01-10"}
+        posted(api.post(f"/v1/loans/{loan.loan_id}/suspense-allocations", allocation))
+    api.charge_fee(loan, 10, "2026-01-09")
+    assert len(commit(api, loan, "2026-01-10")["journal_entry_ids"]) == 2
+    assert posted(replan(api, loan, "2026-01-10"))["entries"] == []
 
 
 def test_the_waterfall_of_each_date_is_the_one_in_force_then(acme: Lender, api: Api, loan: Loan) -> None:
