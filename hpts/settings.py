@@ -136,6 +136,8 @@ AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.Mi
 MAX_BODY_BYTES = 256 * 1024
 MAX_BATCH_BODY_BYTES = 16 * 1024 * 1024
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BATCH_BODY_BYTES
+# How many requests of a process may wait for something to happen: half of its threads.
+WAITING_READERS = max(env.int("HPTS_WEB_THREADS", 8) // 2, 1)
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["hpts.auth.BearerToken"],
     "DEFAULT_PERMISSION_CLASSES": ["hpts.auth.HasScope"],

@@ -17,7 +17,7 @@ import pytest
 
 from hpts.tenancy import tenant_transaction
 from tests.conftest import Api, Json, Lender, posted, shown
-from webhooks import delivery, signing, worker
+from webhooks import delivery, queries, signing, worker
 from webhooks.delivery import Claimed, Outcome, Result
 from webhooks.relay import relay
 
@@ -262,3 +262,16 @@ def eventually(condition: Callable[[], object], *, within: float = 15.0, what: s
     while not condition():
         assert time.monotonic() < deadline, f"not within {within} s: {what or condition}"
         time.sleep(0.02)
+
+
+@pytest.fixture
+def deliver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Running]:
+    """`with deliver(lender):` runs a worker for these tenants; the rest of the suite's books are none of its business."""
+    everything = queries.work
+
+    def start(*lenders: Lender, **options: Any) -> Running:
+        ids = {lender.tenant_id for lender in lenders}
+        monkeypatch.setattr(queries, "work", lambda: [work for work in everything() if work.tenant_id in ids])
+        return Running(options)
+
+    return start
