@@ -258,7 +258,9 @@ def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> lis
     """Take up to `limit` due deliveries, in turn from each endpoint, and never more of one than may be in flight.
 
     Looks at the endpoints that are enabled and at the first few due rows of each, so neither what waits for a slow endpoint
-    nor what has been delivered makes it slower. Endpoints that fail get at most half of what is asked for.
+    nor what has been delivered makes it slower. Endpoints that fail get at most half of what is asked for. The update asks
+    nothing but the key (the rows are ours alone, see above): with the state in it, a plan that was made while few rows waited
+    would read all that wait.
     """
     cursor.execute(
         """
@@ -289,7 +291,7 @@ def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> lis
             SET state = 'leased', due_at = c.now + make_interval(secs => %(lease)s), attempt = d.attempt + 1,
                 lease_token = d.lease_token + 1, attempted_at = c.now
             FROM taken t, clock c
-            WHERE d.tenant_id = %(tenant)s AND d.id = t.id AND d.state = 'pending'
+            WHERE d.tenant_id = %(tenant)s AND d.id = t.id
             RETURNING d.id, d.lease_token, d.attempt, d.endpoint_id, d.sequence, d.event_type, d.created_at
         )
         SELECT l.id::text, l.lease_token, l.attempt, l.endpoint_id::text, e.url,

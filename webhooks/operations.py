@@ -132,7 +132,7 @@ def recover(cursor: CursorWrapper, endpoint_id: str, since: str) -> dict[str, An
              AND (%(kinds)s::text[] = '{}' OR e.event_type = ANY (%(kinds)s::text[]))
            ORDER BY e.sequence
            ON CONFLICT (tenant_id, endpoint_id, sequence) DO UPDATE
-           SET state = 'pending', attempt = 0, due_at = statement_timestamp(), finished_at = NULL
+           SET state = 'pending', attempt = 0, lease_token = d.lease_token + 1, due_at = statement_timestamp(), finished_at = NULL
            WHERE d.state NOT IN ('succeeded', 'leased')""",
         {"tenant": current_tenant(), "endpoint": endpoint_id, "since": since, "kinds": found["event_types"]},
     )
@@ -143,7 +143,8 @@ def redeliver(cursor: CursorWrapper, delivery_id: str) -> dict[str, Any]:
     """The delivery is due now, with all its attempts and the same `webhook-id`; one that is on its way stays so."""
     delivery.alone(cursor)
     cursor.execute(
-        """UPDATE webhook_delivery SET state = 'pending', attempt = 0, due_at = statement_timestamp(), finished_at = NULL
+        """UPDATE webhook_delivery
+           SET state = 'pending', attempt = 0, lease_token = lease_token + 1, due_at = statement_timestamp(), finished_at = NULL
            WHERE tenant_id = %s AND id = %s AND state <> 'leased'""",
         (current_tenant(), delivery_id),
     )
