@@ -12,7 +12,9 @@ from hpts import walls
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 
-BEAT_SCHEDULE: dict[str, dict[str, object]] = {}
+BEAT_SCHEDULE: dict[str, dict[str, object]] = {
+    "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
+}
 
 app = Celery("hpts")
 app.conf.update(

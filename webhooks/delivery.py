@@ -257,6 +257,7 @@ def give_back(cursor: CursorWrapper, claims: Sequence[Claimed]) -> None:
 def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> list[Claimed]:
     """Take up to `limit` due deliveries, in turn from each endpoint, and never more of one than may be in flight.
 
+    Of what is free at an endpoint half is left: another worker may take it, or this one while the first half is on its way.
     Looks at the endpoints that are enabled and at the first few due rows of each, so neither what waits for a slow endpoint
     nor what has been delivered makes it slower. Endpoints that fail get at most half of what is asked for. The update asks
     nothing but the key (the rows are ours alone, see above): with the state in it, a plan that was made while few rows waited
@@ -278,8 +279,8 @@ def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> lis
                 FROM (SELECT w.id, w.due_at FROM webhook_delivery w
                       WHERE w.tenant_id = %(tenant)s AND w.endpoint_id = e.id AND w.state = 'pending' AND w.due_at <= c.now
                       ORDER BY w.due_at
-                      LIMIT greatest(CASE WHEN e.failing_since IS NULL THEN %(each)s ELSE %(each_failing)s END
-                                     - coalesce(b.requests, 0), 0)) o) d
+                      LIMIT greatest((CASE WHEN e.failing_since IS NULL THEN %(each)s ELSE %(each_failing)s END
+                                      - coalesce(b.requests, 0) + 1) / 2, 0)) o) d
             WHERE e.tenant_id = %(tenant)s AND e.state = 'enabled' AND (e.paused_until <= c.now) IS NOT FALSE
         ), taken AS MATERIALIZED (
             SELECT t.endpoint_id, t.id

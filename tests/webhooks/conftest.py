@@ -275,3 +275,11 @@ def deliver(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Running]:
         return Running(options)
 
     return start
+
+
+@pytest.fixture
+def lent(acme: Lender) -> Lender:
+    """Acme with a loan that has been lent; its feed is up to date."""
+    acme.api.disburse(acme.loan, 100_000, "2026-01-05")
+    announce(acme)
+    return acme
