@@ -58,7 +58,7 @@ def target(url: str) -> Target:
     parts = _parts(url)
     host = parts.hostname or ""
     try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
+        port = parts.port if parts.port is not None else {"https": 443, "http": 80}[parts.scheme]
     except ValueError:
         raise TargetRefused("The port is no number from 1 to 65535.") from None
     address = _literal(host)

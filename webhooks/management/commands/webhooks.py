@@ -69,7 +69,7 @@ class Command(BaseCommand):
 
 def _table(found: dict[str, dict[str, Any]]) -> str:
     table = Table(title="Webhooks", title_justify="left")
-    table.add_column("tenant")
+    table.add_column("tenant", no_wrap=True, min_width=36)
     for name in ("enabled", "disabled", "failing", *COLUMNS):
         table.add_column(name.replace("_", " "), justify="right")
     for tenant_id, figures in found.items():
