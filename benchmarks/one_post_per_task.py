@@ -49,7 +49,11 @@ def deliver(tenant_id: str, delivery_id: str) -> None:
     body = claimed.body()
     headers = signing.headers(claimed.keys(), delivery_id, int(time.time()), body)
     answer = requests.post(
-        claimed.url, data=body, headers=headers | {"Content-Type": "application/json"}, timeout=20, allow_redirects=False
+        claimed.url,
+        data=body,
+        headers=headers | {"Content-Type": "application/json"},
+        timeout=20,
+        allow_redirects=False,
     )
     with tenant_transaction(tenant_id) as cursor:
         cursor.execute(

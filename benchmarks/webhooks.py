@@ -362,7 +362,8 @@ def relay_with_a_past(state: Path, variables: dict[str, str]) -> dict[str, float
             with psycopg.connect(embedded.administrator_url(state, variables), autocommit=True) as connection:
                 connection.execute("SET session_replication_role = replica")
                 connection.execute(
-                    """INSERT INTO webhook_delivery (tenant_id, id, endpoint_id, sequence, event_type, state, finished_at, attempt)
+                    """INSERT INTO webhook_delivery (tenant_id, id, endpoint_id, sequence, event_type, state, finished_at,
+                                                     attempt)
                        SELECT e.tenant_id, gen_random_uuid(), e.id, 1000000 + n, 'payment_received', 'succeeded', now(), 1
                        FROM webhook_endpoint e, generate_series(1, %s) n WHERE e.tenant_id = %s::uuid""",
                     (PAST // ENDPOINTS, tenant_id),
@@ -421,7 +422,9 @@ def measure(state: Path, variables: dict[str, str], say: Callable[[str], None]) 
             task, product = task_rate(delay_ms, state / "task.log"), product_rate(delay_ms, state / "product.log")
             pairs.append((task, product))
             ratios.append(product[0] / task[0])
-            say(f"  one POST per task {task[0]:,.0f}/s {task[1]:,.0f} us, product {product[0]:,.0f}/s {product[1]:,.0f} us")
+            say(
+                f"  one POST per task {task[0]:,.0f}/s {task[1]:,.0f} us, product {product[0]:,.0f}/s {product[1]:,.0f} us"
+            )
         middle = sorted(range(3), key=lambda number: ratios[number])[1]
         task, product = pairs[middle]
         met = "met" if ratios[middle] >= goal else "not met"
@@ -469,8 +472,9 @@ def main(arguments: list[str]) -> int:
     head = [
         "# Results of webhooks",
         "",
-        f"`make bench-webhooks`, {datetime.now(UTC):%d %B %Y %H:%M} UTC, {os.cpu_count()} processors, {WORKERS} workers, "
-        f"{ENDPOINTS} endpoints. What is compared is in [README.md](README.md).",
+        f"`make bench-webhooks`, {datetime.now(UTC):%d %B %Y %H:%M} UTC. What is compared is in [README.md](README.md).",
+        "",
+        f"- {os.cpu_count()} processors, {WORKERS} workers, {ENDPOINTS} endpoints",
         "",
     ]
     RESULTS.write_text("\n".join([*head, *lines, ""]))

@@ -1,6 +1,12 @@
 """A webhook receiver: verify, acknowledge, handle each entry once.  SECRET=whsec_... python webhook_receiver.py [PORT]"""
 
-import base64, hashlib, hmac, json, os, sys, time
+import base64
+import hashlib
+import hmac
+import json
+import os
+import sys
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = base64.b64decode(os.environ["SECRET"].removeprefix("whsec_"))
@@ -12,7 +18,9 @@ class Receiver(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers["Content-Length"]))
         message_id, timestamp = self.headers["webhook-id"], self.headers["webhook-timestamp"]
         expected = hmac.digest(KEY, f"{message_id}.{timestamp}.".encode() + body, hashlib.sha256)
-        given = [base64.b64decode(one[3:]) for one in self.headers["webhook-signature"].split() if one.startswith("v1,")]
+        given = [
+            base64.b64decode(one[3:]) for one in self.headers["webhook-signature"].split() if one.startswith("v1,")
+        ]
         fresh = abs(time.time() - int(timestamp)) < 300
         genuine = fresh and any(hmac.compare_digest(expected, one) for one in given)
         self.send_response(204 if genuine else 401)

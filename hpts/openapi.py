@@ -97,8 +97,8 @@ def operation(
 ) -> Callable[[View], View]:
     """Declare an operation of the document; its summary is the first line of the view's docstring.
 
-    `returns` says in words what `answer` is, None of an operation that answers 204; `etag`: the answer bears the loan's; `refuses`: the problems that are this
-    operation's own; `also`: other statuses with the same answer, and what they mean.
+    `returns` says in words what `answer` is (None: 204 and nothing); `etag`: the answer bears the loan's; `refuses`: the
+    problems that are this operation's own; `also`: other statuses with the same answer, and what they mean.
     """
     declared = Operation(
         operation_id=operation_id,

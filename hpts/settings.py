@@ -204,7 +204,9 @@ WEBHOOK_KEYS = env.list("HPTS_WEBHOOK_KEYS", default=[])
 WEBHOOK_ALLOW_PRIVATE_TARGETS = DEVELOPMENT and env.bool("WEBHOOK_ALLOW_PRIVATE_TARGETS", False)
 WEBHOOK_PORTS = frozenset(int(port) for port in env.list("HPTS_WEBHOOK_PORTS", default=["443"]))
 # Our own names, and our own public addresses: a receiver is somebody else.
-WEBHOOK_DENIED_HOSTS = frozenset(name.strip("[].").lower() for name in (*ALLOWED_HOSTS, urlsplit(ISSUER).hostname or ""))
+WEBHOOK_DENIED_HOSTS = frozenset(
+    name.strip("[].").lower() for name in (*ALLOWED_HOSTS, urlsplit(ISSUER).hostname or "")
+)
 WEBHOOK_DENIED_NETWORKS = tuple(ip_network(each) for each in env.list("HPTS_WEBHOOK_DENIED_NETWORKS", default=[]))
 
 # --- Logs ------------------------------------------------------------------------------------------------------------

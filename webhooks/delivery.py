@@ -199,7 +199,8 @@ def settle(cursor: CursorWrapper, results: Sequence[Result], now: datetime | Non
             "errors": [result.outcome.error for result in results],
         },
     )
-    return cursor.fetchall()
+    news: list[tuple[str, str]] = cursor.fetchall()
+    return news
 
 
 def renew(cursor: CursorWrapper, claims: Sequence[Claimed], now: datetime | None = None) -> None:
@@ -240,7 +241,7 @@ def release(cursor: CursorWrapper, now: datetime | None = None) -> int:
             "jitter": JITTER,
         },
     )
-    return cursor.rowcount
+    return int(cursor.rowcount)
 
 
 def give_back(cursor: CursorWrapper, claims: Sequence[Claimed]) -> None:
@@ -314,9 +315,8 @@ def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> lis
 
 
 def _claimed(tenant_id: str, row: tuple[Any, ...]) -> Claimed:
-    *facts, secret, previous = row
-    sealed = tuple(bytes(each) for each in (secret, previous) if each is not None)
-    return Claimed(tenant_id, *facts, sealed)
+    facts, secrets = row[:-2], tuple(bytes(sealed) for sealed in row[-2:] if sealed is not None)
+    return Claimed(tenant_id, *facts, secrets)
 
 
 def cancel(cursor: CursorWrapper, endpoint_id: str, *, limit: int) -> int:
@@ -329,7 +329,7 @@ def cancel(cursor: CursorWrapper, endpoint_id: str, *, limit: int) -> int:
                WHERE tenant_id = %(tenant)s AND endpoint_id = %(endpoint)s AND state = 'pending' LIMIT %(limit)s)""",
         {"tenant": current_tenant(), "endpoint": endpoint_id, "limit": limit},
     )
-    return cursor.rowcount
+    return int(cursor.rowcount)
 
 
 def purge(cursor: CursorWrapper, *, before: datetime, limit: int = 5_000) -> int:
@@ -347,4 +347,4 @@ def purge(cursor: CursorWrapper, *, before: datetime, limit: int = 5_000) -> int
             "limit": limit,
         },
     )
-    return cursor.rowcount
+    return int(cursor.rowcount)

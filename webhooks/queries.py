@@ -47,9 +47,7 @@ class RelayBehind(RuntimeError):
 def check_relay() -> None:
     """The readiness check: raises RelayBehind when the relay is stuck."""
     with connections["default"].cursor() as cursor:
-        cursor.execute(
-            "SELECT extract(epoch FROM clock_timestamp() - min(waiting_since))::float8 FROM webhook_work()"
-        )
+        cursor.execute("SELECT extract(epoch FROM clock_timestamp() - min(waiting_since))::float8 FROM webhook_work()")
         ((seconds,),) = cursor.fetchall()
     if seconds is not None and seconds > STUCK_AFTER_SECONDS:
         raise RelayBehind(f"An entry has waited for {seconds:.0f} s to be announced.")
@@ -175,9 +173,7 @@ def feed(cursor: CursorWrapper, *, after: int, event_type: str | None, limit: in
         event_type=event_type,
         limit=limit,
     )
-    items = [
-        f'{document[:-1]},"previous_hash":"{previous}","hash":"{own}"}}' for _, document, previous, own in rows
-    ]
+    items = [f'{document[:-1]},"previous_hash":"{previous}","hash":"{own}"}}' for _, document, previous, own in rows]
     return Feed(items, rows[-1][0] if len(rows) == limit else max(last, after), head)
 
 
@@ -199,12 +195,11 @@ def figures(cursor: CursorWrapper) -> dict[str, Any]:
     )
     ((due, oldest_due, later, leased),) = _rows(
         cursor,
-        """SELECT count(*) FILTER (WHERE d.state = 'pending' AND d.due_at <= statement_timestamp()),
-                  extract(epoch FROM statement_timestamp()
-                                     - min(d.due_at) FILTER (WHERE d.state = 'pending' AND d.due_at <= statement_timestamp()))::float8,
-                  count(*) FILTER (WHERE d.state = 'pending' AND d.due_at > statement_timestamp()),
-                  count(*) FILTER (WHERE d.state = 'leased')
-           FROM webhook_delivery d JOIN webhook_endpoint e ON e.tenant_id = d.tenant_id AND e.id = d.endpoint_id
+        """SELECT count(*) FILTER (WHERE d.state = 'pending' AND d.due_at <= c.now),
+                  extract(epoch FROM max(c.now - d.due_at) FILTER (WHERE d.state = 'pending' AND d.due_at <= c.now))::float8,
+                  count(*) FILTER (WHERE d.state = 'pending' AND d.due_at > c.now), count(*) FILTER (WHERE d.state = 'leased')
+           FROM (SELECT statement_timestamp() AS now) c, webhook_delivery d
+           JOIN webhook_endpoint e ON e.tenant_id = d.tenant_id AND e.id = d.endpoint_id
            WHERE d.tenant_id = %(tenant)s AND d.state IN ('pending', 'leased') AND e.state = 'enabled'""",
     )
     failed = _rows(
@@ -227,6 +222,6 @@ def figures(cursor: CursorWrapper) -> dict[str, Any]:
         "oldest_due_seconds": oldest_due,
         "retrying": later,
         "in_flight": leased,
-        **{state: 0 for state in ("exhausted", "dead", "cancelled")},
+        **dict.fromkeys(("exhausted", "dead", "cancelled"), 0),
         **dict(failed),
     }

@@ -107,7 +107,8 @@ def _waiting(cursor: CursorWrapper, head: Head, limit: int) -> list[tuple[str, s
            ORDER BY o.created_xid, o.entry_id""",
         {"tenant": current_tenant(), "xid": head.created_xid, "entry": head.entry_id, "limit": limit},
     )
-    return cursor.fetchall()
+    messages: list[tuple[str, str, str, datetime, str]] = cursor.fetchall()
+    return messages
 
 
 def _append(cursor: CursorWrapper, head: Head, messages: list[tuple[str, str, str, datetime, str]]) -> None:
@@ -131,7 +132,8 @@ def _append(cursor: CursorWrapper, head: Head, messages: list[tuple[str, str, st
     cursor.execute(
         """INSERT INTO webhook_event (tenant_id, sequence, created_xid, entry_id, event_type, occurred_at, document,
                                       previous_hash, hash)
-           SELECT %(tenant)s, e.sequence, e.xid::xid8, e.entry, e.kind, e.at, e.item, decode(e.before, 'hex'), decode(e.hash, 'hex')
+           SELECT %(tenant)s, e.sequence, e.xid::xid8, e.entry, e.kind, e.at, e.item, decode(e.before, 'hex'),
+                  decode(e.hash, 'hex')
            FROM unnest(%(sequence)s::bigint[], %(xid)s::text[], %(entry)s::uuid[], %(kind)s::text[], %(at)s::timestamptz[],
                        %(item)s::text[], %(before)s::text[], %(hash)s::text[])
                 AS e (sequence, xid, entry, kind, at, item, before, hash)

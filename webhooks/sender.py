@@ -93,9 +93,7 @@ def _checked_socket(
     return socket.socket(family, kind, protocol)
 
 
-def new_session(
-    resolver: AbstractResolver | None = None, tls: ssl.SSLContext | None = None
-) -> aiohttp.ClientSession:
+def new_session(resolver: AbstractResolver | None = None, tls: ssl.SSLContext | None = None) -> aiohttp.ClientSession:
     """The session of a worker, in the running loop. It lives as long as the worker and reuses connections."""
     connector = aiohttp.TCPConnector(
         resolver=resolver or CheckedResolver(),

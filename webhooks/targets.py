@@ -21,7 +21,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_URL = 2_000
 RESOLVE_SECONDS = 3.0
 # Printable ASCII without space, quotes, angle brackets, backslash, braces, caret and backtick: what RFC 3986 lets a URL hold.
-URL = re.compile(r"[!#-&(-;=?-\[\]_a-z~]{1,%d}" % MAX_URL)
+URL = re.compile(r"[!#-&(-;=?-\[\]_a-z~]+")
 LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 
 DENIED = tuple(
@@ -37,7 +37,20 @@ DENIED = tuple(
 )
 PUBLIC_V6 = ipaddress.IPv6Network("2000::/3")
 # Names that resolve inside, whatever they resolve to today.
-INSIDE = ("localhost", "local", "internal", "intranet", "lan", "home", "corp", "private", "arpa", "onion", "test", "invalid")
+INSIDE = (
+    "localhost",
+    "local",
+    "internal",
+    "intranet",
+    "lan",
+    "home",
+    "corp",
+    "private",
+    "arpa",
+    "onion",
+    "test",
+    "invalid",
+)
 
 
 class TargetRefused(ValueError):
@@ -77,7 +90,7 @@ def target(url: str) -> Target:
 
 
 def _parts(url: str) -> SplitResult:
-    if URL.fullmatch(url.lower()) is None:
+    if len(url) > MAX_URL or URL.fullmatch(url.lower()) is None:
         raise TargetRefused(f"A URL is at most {MAX_URL} printable ASCII characters.")
     try:
         parts = urlsplit(url)
@@ -141,7 +154,9 @@ def check_all(addresses: list[str]) -> None:
             check(ipaddress.ip_address(text))
         except ValueError as error:
             # A zone (fe80::1%eth0), or nonsense.
-            raise error if isinstance(error, TargetRefused) else TargetRefused("The host has no plain address.") from None
+            raise (
+                error if isinstance(error, TargetRefused) else TargetRefused("The host has no plain address.")
+            ) from None
 
 
 # Looking a name up cannot be given up, only left behind: a pool of its own, so that slow names meet each other alone.

@@ -26,7 +26,7 @@ from django.db import connections
 from hpts.pipeline import Statement
 from hpts.tenancy import tenant_transaction
 from webhooks import delivery, queries, sender
-from webhooks.delivery import Claimed, Outcome, Result
+from webhooks.delivery import Claimed, Result
 from webhooks.relay import BATCH, RelayStuck, relay
 
 logger = logging.getLogger(__name__)

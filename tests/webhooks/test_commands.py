@@ -77,7 +77,13 @@ def test_replay_makes_due_what_was_missed(lent: Lender) -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"--endpoint": "x"}, {"--endpoint": str(uuid.uuid4())}, {"--since": "yesterday"}, {"--since": "2020-01-01T00:00:00Z"}]
+    "wrong",
+    [
+        {"--endpoint": "x"},
+        {"--endpoint": str(uuid.uuid4())},
+        {"--since": "yesterday"},
+        {"--since": "2020-01-01T00:00:00Z"},
+    ],
 )
 def test_replay_says_what_is_wrong(lent: Lender, wrong: dict[str, Any]) -> None:
     endpoint = register(lent.api, "http://127.0.0.1:9/")

@@ -273,9 +273,7 @@ def test_deliveries_are_filtered_and_paged_newest_first(lent: Lender) -> None:
         query["page_token"] = page["next_page_token"]
     assert seen == [each["delivery_id"] for each in everything]
     token = query["page_token"]
-    refused(
-        lent.api.get("/v1/webhook-deliveries", {"page_token": token, "state": "dead"}), 400, "invalid_page_token"
-    )
+    refused(lent.api.get("/v1/webhook-deliveries", {"page_token": token, "state": "dead"}), 400, "invalid_page_token")
 
 
 @pytest.mark.parametrize("query", [{"state": "lost"}, {"event_type": "x"}, {"webhook_endpoint_id": "x"}, {"x": "y"}])

@@ -97,5 +97,3 @@ def test_the_example_refuses_what_is_not_ours_and_counts_nothing_twice(command: 
 def test_the_examples_stay_short(name: str) -> None:
     lines = [line for line in (EXAMPLES / name).read_text("utf-8").splitlines() if line.strip()]
     assert len(lines) <= 26
-
-

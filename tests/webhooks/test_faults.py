@@ -140,7 +140,9 @@ def lags(requests: list[Received]) -> list[float]:
     """Seconds from posting to the first arrival of each event, in order of size."""
     first: dict[str, float] = {}
     for request in requests:
-        first.setdefault(request.entry_id, request.at - datetime.fromisoformat(request.event["occurred_at"]).timestamp())
+        first.setdefault(
+            request.entry_id, request.at - datetime.fromisoformat(request.event["occurred_at"]).timestamp()
+        )
     return sorted(first.values())
 
 
@@ -244,13 +246,17 @@ def test_one_poison_row_in_a_thousand_stops_nothing(
     with workers(1):
         post_steadily(acme, events, 200.0, entries)
         eventually(
-            lambda: Counter(each for each in receiver.entries() if each in entries) == dict.fromkeys(entries, endpoints),
+            lambda: (
+                Counter(each for each in receiver.entries() if each in entries) == dict.fromkeys(entries, endpoints)
+            ),
             within=30,
         )
     tried = poisoned.deliveries()
     assert tried
     assert {each["state"] for each in tried} == {"pending"}
-    assert {"no request could be made" in each.get("last_error", "no request could be made") for each in tried} == {True}
+    assert {"no request could be made" in each.get("last_error", "no request could be made") for each in tried} == {
+        True
+    }
 
 
 def test_a_worker_that_is_told_to_stop_finishes_what_it_sends(
@@ -281,7 +287,10 @@ def test_a_worker_that_is_told_to_stop_finishes_what_it_sends(
 
 
 def test_workers_need_no_broker(
-    own_database: None, make_lender: Callable[..., Lender], make_receiver: Callable[..., Receiver], monkeypatch: pytest.MonkeyPatch
+    own_database: None,
+    make_lender: Callable[..., Lender],
+    make_receiver: Callable[..., Receiver],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
     acme = make_lender()

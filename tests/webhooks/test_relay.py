@@ -176,7 +176,11 @@ def test_the_wall_takes_no_event_that_does_not_follow_the_last_one(lent: Lender,
 
 @pytest.mark.parametrize("role", ["owner", "superuser"])
 def test_the_feed_does_not_change(lent: Lender, role: str) -> None:
-    for statement in ("UPDATE webhook_event SET hash = hash", "DELETE FROM webhook_event", "TRUNCATE webhook_event CASCADE"):
+    for statement in (
+        "UPDATE webhook_event SET hash = hash",
+        "DELETE FROM webhook_event",
+        "TRUNCATE webhook_event CASCADE",
+    ):
         with refused("HP001"), session(role, lent.tenant_id, replica=role == "superuser") as connection:
             connection.execute(statement)
 
@@ -216,7 +220,9 @@ def test_a_feed_that_is_ahead_of_its_cluster_stops_loudly(lent: Lender) -> None:
             relay.relay(lent.tenant_id)
 
 
-def test_readiness_is_red_when_an_entry_waits_for_more_than_a_minute(lent: Lender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_readiness_is_red_when_an_entry_waits_for_more_than_a_minute(
+    lent: Lender, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pay(lent)
     waiting = {work.tenant_id: work for work in queries.work()}
     assert waiting[lent.tenant_id].waiting_since is not None
@@ -232,5 +238,7 @@ def test_an_entry_is_work_for_the_relay_as_soon_as_nothing_can_come_before_it(le
     pay(lent)
     eventually(lambda: {work.tenant_id: work.to_relay for work in queries.work()}.get(lent.tenant_id))
     with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
-        assert connection.execute("SELECT count(*) FROM webhook_event").fetchone() == (0,), "nothing leaks past row security"
+        assert connection.execute("SELECT count(*) FROM webhook_event").fetchone() == (0,), (
+            "nothing leaks past row security"
+        )
     assert rows(lent.tenant_id, "SELECT count(*) FROM webhook_event") == [(1,)]

@@ -81,7 +81,10 @@ def test_every_receiver_generation_verifies_at_each_hour_of_a_rotation(lent: Len
         headers = signing.headers(claimed.keys(), claimed.delivery_id, stamp, claimed.body())
         assert verified(rotated["secret"], headers, claimed.body())
         assert verified(endpoint.secret, headers, claimed.body()) == old_is_valid, passed
-        rows(lent.tenant_id, "UPDATE webhook_delivery SET state = 'pending', attempt = 0, due_at = now() WHERE state = 'leased'")
+        rows(
+            lent.tenant_id,
+            "UPDATE webhook_delivery SET state = 'pending', attempt = 0, due_at = now() WHERE state = 'leased'",
+        )
 
 
 def test_a_rotation_may_revoke_the_old_secret_at_once(lent: Lender) -> None:
