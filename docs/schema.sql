@@ -525,6 +525,99 @@ CREATE FUNCTION public.tenant_ids() RETURNS SETOF uuid
 $$;
 
 
+--
+-- Name: webhook_delivery_id(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.webhook_delivery_id() RETURNS uuid
+    LANGUAGE sql
+    RETURN (encode(set_bit(set_bit(OVERLAY(uuid_send(gen_random_uuid()) PLACING SUBSTRING(int8send(((EXTRACT(epoch FROM clock_timestamp()) * (1000)::numeric))::bigint) FROM 3) FROM 1 FOR 6), (52)::bigint, 1), (53)::bigint, 1), 'hex'::text))::uuid;
+
+
+--
+-- Name: webhook_delivery_kept(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.webhook_delivery_kept() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF (OLD.finished_at < clock_timestamp() - interval '30 days') IS NOT TRUE THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP001', CONSTRAINT = 'webhook_delivery_kept',
+            MESSAGE = format('delivery %s is kept until 30 days after its end', OLD.id);
+    END IF;
+    RETURN OLD;
+END $$;
+
+
+--
+-- Name: webhook_event_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.webhook_event_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    head record;
+BEGIN
+    -- The row before it, also when it is of the same statement: a row trigger sees those that came earlier.
+    SELECT e.sequence, e.hash, e.created_xid, e.entry_id INTO head
+    FROM public.webhook_event e WHERE e.tenant_id = NEW.tenant_id ORDER BY e.sequence DESC LIMIT 1;
+    IF NEW.sequence IS DISTINCT FROM coalesce(head.sequence, 0) + 1
+       OR NEW.previous_hash IS DISTINCT FROM coalesce(head.hash, decode(repeat('00', 32), 'hex'))
+       OR NEW.hash IS DISTINCT FROM sha256(convert_to(encode(NEW.previous_hash, 'hex') || NEW.document, 'UTF8'))
+       OR (head.sequence IS NOT NULL AND (NEW.created_xid, NEW.entry_id) <= (head.created_xid, head.entry_id))
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP010', CONSTRAINT = 'webhook_event_chain',
+            MESSAGE = format('event %s does not follow event %s in the feed', NEW.sequence, head.sequence);
+    END IF;
+    RETURN NEW;
+END $$;
+
+
+--
+-- Name: webhook_work(timestamp with time zone); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.webhook_work(p_now timestamp with time zone DEFAULT NULL::timestamp with time zone) RETURNS TABLE(tenant_id uuid, waiting_since timestamp with time zone, to_relay boolean, to_deliver boolean)
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+DECLARE
+    v_now timestamptz := coalesce(p_now, clock_timestamp());
+    v_horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    v_xid xid8;
+    v_entry uuid;
+BEGIN
+    FOR tenant_id IN SELECT public.tenant_ids() LOOP
+        PERFORM set_config('hpts.tenant_id', tenant_id::text, true);
+        waiting_since := NULL;
+        to_relay := false;
+        SELECT e.created_xid, e.entry_id INTO v_xid, v_entry
+        FROM public.webhook_event e WHERE e.tenant_id = webhook_work.tenant_id ORDER BY e.sequence DESC LIMIT 1;
+        SELECT o.created_xid < v_horizon,
+               (SELECT j.posted_at FROM public.journal_entry j WHERE j.tenant_id = o.tenant_id AND j.id = o.entry_id)
+        INTO to_relay, waiting_since
+        FROM public.outbox_message o
+        WHERE o.tenant_id = webhook_work.tenant_id
+          AND (o.created_xid, o.entry_id) > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
+        ORDER BY o.created_xid, o.entry_id LIMIT 1;
+        to_relay := coalesce(to_relay, false);
+        to_deliver := EXISTS (
+            SELECT FROM public.webhook_endpoint e
+            WHERE e.tenant_id = webhook_work.tenant_id AND e.state = 'enabled' AND (e.paused_until <= v_now) IS NOT FALSE
+              AND EXISTS (SELECT FROM public.webhook_delivery d
+                          WHERE d.tenant_id = e.tenant_id AND d.endpoint_id = e.id AND d.state = 'pending' AND d.due_at <= v_now))
+            OR EXISTS (SELECT FROM public.webhook_delivery d
+                       WHERE d.tenant_id = webhook_work.tenant_id AND d.state = 'leased' AND d.due_at <= v_now);
+        IF waiting_since IS NOT NULL OR to_deliver THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+    PERFORM set_config('hpts.tenant_id', '', true);
+END $$;
+
+
 SET default_tablespace = '';
 
 SET default_table_access_method = heap;
@@ -1270,6 +1363,80 @@ ALTER TABLE ONLY public.tenant FORCE ROW LEVEL SECURITY;
 
 
 --
+-- Name: webhook_delivery; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.webhook_delivery (
+    tenant_id uuid NOT NULL,
+    id uuid DEFAULT public.webhook_delivery_id() NOT NULL,
+    endpoint_id uuid NOT NULL,
+    sequence bigint,
+    event_type text NOT NULL,
+    state text DEFAULT 'pending'::text NOT NULL,
+    due_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    attempt smallint DEFAULT 0 NOT NULL,
+    lease_token integer DEFAULT 0 NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    attempted_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    status_code smallint,
+    error text,
+    CONSTRAINT webhook_delivery_finished CHECK ((((finished_at IS NOT NULL) AND (state = ANY (ARRAY['succeeded'::text, 'exhausted'::text, 'dead'::text, 'cancelled'::text]))) OR ((NOT (state = ANY (ARRAY['succeeded'::text, 'exhausted'::text, 'dead'::text, 'cancelled'::text]))) AND (finished_at IS NULL)))),
+    CONSTRAINT webhook_delivery_state CHECK ((state = ANY (ARRAY['pending'::text, 'leased'::text, 'succeeded'::text, 'exhausted'::text, 'dead'::text, 'cancelled'::text])))
+)
+WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='20000', autovacuum_analyze_scale_factor='0.02');
+
+ALTER TABLE ONLY public.webhook_delivery FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: webhook_endpoint; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.webhook_endpoint (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    url text NOT NULL,
+    event_types text[] NOT NULL,
+    description text,
+    state text DEFAULT 'enabled'::text NOT NULL,
+    disabled_reason text,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    secret bytea NOT NULL,
+    previous_secret bytea,
+    previous_valid_until timestamp with time zone,
+    failing_since timestamp with time zone,
+    last_failed_at timestamp with time zone,
+    paused_until timestamp with time zone,
+    CONSTRAINT webhook_endpoint_previous_secret CHECK (((previous_secret IS NULL) OR (previous_valid_until IS NOT NULL))),
+    CONSTRAINT webhook_endpoint_reason CHECK ((((disabled_reason IS NULL) AND (state = 'enabled'::text)) OR ((disabled_reason = ANY (ARRAY['deleted'::text, 'failing'::text, 'gone'::text])) AND (state = 'disabled'::text)))),
+    CONSTRAINT webhook_endpoint_state CHECK ((state = ANY (ARRAY['enabled'::text, 'disabled'::text])))
+);
+
+ALTER TABLE ONLY public.webhook_endpoint FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: webhook_event; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.webhook_event (
+    tenant_id uuid NOT NULL,
+    sequence bigint NOT NULL,
+    created_xid xid8 NOT NULL,
+    entry_id uuid NOT NULL,
+    event_type text NOT NULL,
+    occurred_at timestamp with time zone NOT NULL,
+    document text NOT NULL,
+    previous_hash bytea NOT NULL,
+    hash bytea NOT NULL,
+    relayed_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL
+);
+
+ALTER TABLE ONLY public.webhook_event FORCE ROW LEVEL SECURITY;
+
+
+--
 -- Name: auth_group auth_group_name_key; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -1638,6 +1805,46 @@ ALTER TABLE ONLY public.tenant
 
 
 --
+-- Name: webhook_delivery webhook_delivery_one_per_event; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_delivery
+    ADD CONSTRAINT webhook_delivery_one_per_event UNIQUE (tenant_id, endpoint_id, sequence);
+
+
+--
+-- Name: webhook_delivery webhook_delivery_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_delivery
+    ADD CONSTRAINT webhook_delivery_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
+-- Name: webhook_endpoint webhook_endpoint_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_endpoint
+    ADD CONSTRAINT webhook_endpoint_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
+-- Name: webhook_event webhook_event_one_per_entry; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_event
+    ADD CONSTRAINT webhook_event_one_per_entry UNIQUE (tenant_id, entry_id);
+
+
+--
+-- Name: webhook_event webhook_event_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_event
+    ADD CONSTRAINT webhook_event_pkey PRIMARY KEY (tenant_id, sequence);
+
+
+--
 -- Name: auth_group_name_a6ea08ec_like; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -1918,6 +2125,34 @@ CREATE INDEX oauth2_provider_refreshtoken_user_id_da837fce ON public.oauth2_prov
 
 
 --
+-- Name: webhook_delivery_due; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX webhook_delivery_due ON public.webhook_delivery USING btree (tenant_id, endpoint_id, due_at) WHERE (state = 'pending'::text);
+
+
+--
+-- Name: webhook_delivery_leased; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX webhook_delivery_leased ON public.webhook_delivery USING btree (tenant_id, endpoint_id, due_at) WHERE (state = 'leased'::text);
+
+
+--
+-- Name: webhook_delivery_undelivered; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX webhook_delivery_undelivered ON public.webhook_delivery USING btree (tenant_id, state, id) WHERE (state = ANY (ARRAY['exhausted'::text, 'dead'::text, 'cancelled'::text]));
+
+
+--
+-- Name: webhook_event_by_time; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX webhook_event_by_time ON public.webhook_event USING btree (tenant_id, occurred_at);
+
+
+--
 -- Name: gl_account gl_account_identity; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -2104,6 +2339,69 @@ ALTER TABLE public.program_terms ENABLE ALWAYS TRIGGER program_terms_append_only
 CREATE TRIGGER tenant_never_goes BEFORE DELETE OR TRUNCATE ON public.tenant FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.tenant ENABLE ALWAYS TRIGGER tenant_never_goes;
+
+
+--
+-- Name: webhook_delivery webhook_delivery_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_delivery_identity BEFORE UPDATE OF tenant_id, id, endpoint_id, sequence, event_type, created_at ON public.webhook_delivery FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.webhook_delivery ENABLE ALWAYS TRIGGER webhook_delivery_identity;
+
+
+--
+-- Name: webhook_delivery webhook_delivery_kept; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_delivery_kept BEFORE DELETE ON public.webhook_delivery FOR EACH ROW EXECUTE FUNCTION public.webhook_delivery_kept();
+
+ALTER TABLE public.webhook_delivery ENABLE ALWAYS TRIGGER webhook_delivery_kept;
+
+
+--
+-- Name: webhook_delivery webhook_delivery_not_emptied; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_delivery_not_emptied BEFORE TRUNCATE ON public.webhook_delivery FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.webhook_delivery ENABLE ALWAYS TRIGGER webhook_delivery_not_emptied;
+
+
+--
+-- Name: webhook_endpoint webhook_endpoint_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_endpoint_identity BEFORE UPDATE OF tenant_id, id, url, event_types, description, created_at ON public.webhook_endpoint FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.webhook_endpoint ENABLE ALWAYS TRIGGER webhook_endpoint_identity;
+
+
+--
+-- Name: webhook_endpoint webhook_endpoint_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_endpoint_never_goes BEFORE DELETE OR TRUNCATE ON public.webhook_endpoint FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.webhook_endpoint ENABLE ALWAYS TRIGGER webhook_endpoint_never_goes;
+
+
+--
+-- Name: webhook_event webhook_event_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_event_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.webhook_event FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.webhook_event ENABLE ALWAYS TRIGGER webhook_event_append_only;
+
+
+--
+-- Name: webhook_event webhook_event_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_event_wall BEFORE INSERT ON public.webhook_event FOR EACH ROW EXECUTE FUNCTION public.webhook_event_wall();
+
+ALTER TABLE public.webhook_event ENABLE ALWAYS TRIGGER webhook_event_wall;
 
 
 --
@@ -2379,6 +2677,38 @@ ALTER TABLE ONLY public.program_terms
 
 
 --
+-- Name: webhook_delivery webhook_delivery_endpoint; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_delivery
+    ADD CONSTRAINT webhook_delivery_endpoint FOREIGN KEY (tenant_id, endpoint_id) REFERENCES public.webhook_endpoint(tenant_id, id);
+
+
+--
+-- Name: webhook_delivery webhook_delivery_event; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_delivery
+    ADD CONSTRAINT webhook_delivery_event FOREIGN KEY (tenant_id, sequence) REFERENCES public.webhook_event(tenant_id, sequence);
+
+
+--
+-- Name: webhook_endpoint webhook_endpoint_tenant; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_endpoint
+    ADD CONSTRAINT webhook_endpoint_tenant FOREIGN KEY (tenant_id) REFERENCES public.tenant(id);
+
+
+--
+-- Name: webhook_event webhook_event_message; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_event
+    ADD CONSTRAINT webhook_event_message FOREIGN KEY (tenant_id, created_xid, entry_id) REFERENCES public.outbox_message(tenant_id, created_xid, entry_id);
+
+
+--
 -- Name: gl_account; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -2555,6 +2885,45 @@ CREATE POLICY tenant_tenant ON public.tenant USING ((id = (NULLIF(current_settin
 
 
 --
+-- Name: webhook_delivery; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.webhook_delivery ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: webhook_delivery webhook_delivery_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY webhook_delivery_tenant ON public.webhook_delivery USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: webhook_endpoint; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.webhook_endpoint ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: webhook_endpoint webhook_endpoint_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY webhook_endpoint_tenant ON public.webhook_endpoint USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: webhook_event; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.webhook_event ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: webhook_event webhook_event_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY webhook_event_tenant ON public.webhook_event USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: SCHEMA public; Type: ACL; Schema: -; Owner: -
 --
 
@@ -2586,6 +2955,23 @@ GRANT ALL ON FUNCTION public.record_posting(p_entries text, p_key text, p_finger
 REVOKE ALL ON FUNCTION public.tenant_ids() FROM PUBLIC;
 GRANT ALL ON FUNCTION public.tenant_ids() TO hpts_app;
 GRANT ALL ON FUNCTION public.tenant_ids() TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION webhook_delivery_id(); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.webhook_delivery_id() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.webhook_delivery_id() TO hpts_app;
+
+
+--
+-- Name: FUNCTION webhook_work(p_now timestamp with time zone); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.webhook_work(p_now timestamp with time zone) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.webhook_work(p_now timestamp with time zone) TO hpts_app;
+GRANT ALL ON FUNCTION public.webhook_work(p_now timestamp with time zone) TO hpts_readonly;
 
 
 --
@@ -2865,6 +3251,142 @@ GRANT SELECT ON TABLE public.program_terms TO hpts_readonly;
 
 GRANT SELECT,INSERT ON TABLE public.tenant TO hpts_app;
 GRANT SELECT ON TABLE public.tenant TO hpts_readonly;
+
+
+--
+-- Name: TABLE webhook_delivery; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT,DELETE ON TABLE public.webhook_delivery TO hpts_app;
+GRANT SELECT ON TABLE public.webhook_delivery TO hpts_readonly;
+
+
+--
+-- Name: COLUMN webhook_delivery.state; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(state) ON TABLE public.webhook_delivery TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_delivery.due_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(due_at) ON TABLE public.webhook_delivery TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_delivery.attempt; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(attempt) ON TABLE public.webhook_delivery TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_delivery.lease_token; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(lease_token) ON TABLE public.webhook_delivery TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_delivery.attempted_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(attempted_at) ON TABLE public.webhook_delivery TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_delivery.finished_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(finished_at) ON TABLE public.webhook_delivery TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_delivery.status_code; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(status_code) ON TABLE public.webhook_delivery TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_delivery.error; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(error) ON TABLE public.webhook_delivery TO hpts_app;
+
+
+--
+-- Name: TABLE webhook_endpoint; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.webhook_endpoint TO hpts_app;
+GRANT SELECT ON TABLE public.webhook_endpoint TO hpts_readonly;
+
+
+--
+-- Name: COLUMN webhook_endpoint.state; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(state) ON TABLE public.webhook_endpoint TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_endpoint.disabled_reason; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(disabled_reason) ON TABLE public.webhook_endpoint TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_endpoint.secret; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(secret) ON TABLE public.webhook_endpoint TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_endpoint.previous_secret; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(previous_secret) ON TABLE public.webhook_endpoint TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_endpoint.previous_valid_until; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(previous_valid_until) ON TABLE public.webhook_endpoint TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_endpoint.failing_since; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(failing_since) ON TABLE public.webhook_endpoint TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_endpoint.last_failed_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(last_failed_at) ON TABLE public.webhook_endpoint TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_endpoint.paused_until; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(paused_until) ON TABLE public.webhook_endpoint TO hpts_app;
+
+
+--
+-- Name: TABLE webhook_event; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.webhook_event TO hpts_app;
+GRANT SELECT ON TABLE public.webhook_event TO hpts_readonly;
 
 
 --

@@ -316,7 +316,7 @@ def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> lis
 
 def _claimed(tenant_id: str, row: tuple[Any, ...]) -> Claimed:
     facts, secrets = row[:-2], tuple(bytes(sealed) for sealed in row[-2:] if sealed is not None)
-    return Claimed(tenant_id, *facts, secrets)
+    return Claimed(*(tenant_id, *facts, secrets))
 
 
 def cancel(cursor: CursorWrapper, endpoint_id: str, *, limit: int) -> int:

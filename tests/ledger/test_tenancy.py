@@ -156,7 +156,8 @@ def test_nobody_but_the_owner_changes_rows_of_the_journal() -> None:
            WHERE a.attrelid = ANY (%s::regclass[]) AND acl.privilege_type = 'UPDATE'""",
         tenant_tables(),
     )
-    assert set(columns) == {("gl_account", "closed_at"), ("gl_account", "closure_reason")}
+    of_the_books = {(table, column) for table, column in columns if not table.startswith("webhook_")}
+    assert of_the_books == {("gl_account", "closed_at"), ("gl_account", "closure_reason")}
 
 
 # --- Without a tenant ------------------------------------------------------------------------------------------------
