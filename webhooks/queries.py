@@ -10,6 +10,7 @@ from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import current_tenant
 from ledger.queries import timestamp
+from webhooks.models import UNDELIVERED
 
 # Readiness is red when an entry has waited so long for its place in the feed.
 STUCK_AFTER_SECONDS = 60.0
@@ -222,6 +223,6 @@ def figures(cursor: CursorWrapper) -> dict[str, Any]:
         "oldest_due_seconds": oldest_due,
         "retrying": later,
         "in_flight": leased,
-        **dict.fromkeys(("exhausted", "dead", "cancelled"), 0),
+        **dict.fromkeys(UNDELIVERED, 0),
         **dict(failed),
     }

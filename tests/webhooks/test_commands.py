@@ -53,8 +53,9 @@ def test_status_tells_what_waits_and_what_has_failed(lent: Lender) -> None:
     assert {name: found[name] for name in expected} == expected
     assert found["oldest_due_seconds"] > 0
     assert found["oldest_waiting_seconds"] > 0
-    table = run("status", "--tenant", lent.tenant_id)
-    assert lent.tenant_id[:8] in table
+    told = run("status", "--tenant", lent.tenant_id)
+    assert f"Tenant {lent.tenant_id}\n  feed: 9 events, 2 waiting (the oldest for" in told
+    assert "endpoints: 1 enabled, 0 disabled, 1 failing" in told
 
 
 def test_status_exits_with_1_when_the_relay_is_stuck(lent: Lender, monkeypatch: pytest.MonkeyPatch) -> None:

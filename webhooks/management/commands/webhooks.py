@@ -6,17 +6,14 @@ import json
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from rich.table import Table
 
 from hpts import fields
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
-from ledger.management.terminal import bar, drawn, known_tenant
+from ledger.management.terminal import bar, known_tenant
 from ledger.proof import tenants
 from webhooks import operations, queries
-
-COLUMNS = ("events", "waiting_for_relay", "oldest_waiting_seconds", "due", "oldest_due_seconds", "retrying", "in_flight",
-           "exhausted", "dead", "cancelled")  # fmt: skip
+from webhooks.models import UNDELIVERED
 
 
 class Command(BaseCommand):
@@ -48,7 +45,7 @@ class Command(BaseCommand):
         if options["json"]:
             self.stdout.write(json.dumps([{"tenant_id": tenant_id, **each} for tenant_id, each in found.items()]))
         else:
-            self.stdout.write(_table(found))
+            self.stdout.write(_story(found))
         try:
             queries.check_relay()
         except queries.RelayBehind as behind:
@@ -67,12 +64,20 @@ class Command(BaseCommand):
         self.stdout.write(json.dumps(done) if options["json"] else f"{done['delivery_count']} deliveries are due now.")
 
 
-def _table(found: dict[str, dict[str, Any]]) -> str:
-    table = Table(title="Webhooks", title_justify="left")
-    table.add_column("tenant", no_wrap=True, min_width=36)
-    for name in ("enabled", "disabled", "failing", *COLUMNS):
-        table.add_column(name.replace("_", " "), justify="right")
-    for tenant_id, figures in found.items():
-        numbers = [*figures["endpoints"].values(), *(figures[name] for name in COLUMNS)]
-        table.add_row(tenant_id, *("" if each is None else f"{each:,.0f}" for each in numbers))
-    return drawn(table)
+def _story(found: dict[str, dict[str, Any]]) -> str:
+    lines = []
+    for tenant_id, each in found.items():
+        endpoints = ", ".join(f"{count} {state}" for state, count in each["endpoints"].items())
+        failed = ", ".join(f"{each[state]} {state}" for state in UNDELIVERED)
+        lines += [
+            f"Tenant {tenant_id}",
+            f"  feed: {each['events']} events, {each['waiting_for_relay']} waiting{_oldest(each['oldest_waiting_seconds'])}",
+            f"  endpoints: {endpoints}",
+            f"  deliveries: {each['due']} due{_oldest(each['oldest_due_seconds'])}, {each['retrying']} to be tried again, "
+            f"{each['in_flight']} in flight, {failed}",
+        ]
+    return "\n".join(lines or ["There are no tenants."])
+
+
+def _oldest(seconds: float | None) -> str:
+    return "" if seconds is None else f" (the oldest for {seconds:,.0f} s)"
