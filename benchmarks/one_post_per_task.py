@@ -37,7 +37,8 @@ app.conf.update(
 def deliver(tenant_id: str, delivery_id: str) -> None:
     with tenant_transaction(tenant_id) as cursor:
         cursor.execute(
-            """SELECT d.id::text, d.lease_token, d.attempt, e.id::text, e.url, v.document, d.event_type, d.created_at, e.secret
+            """SELECT d.id::text, d.lease_token, d.attempt, e.id::text, e.url, v.document, d.event_type, d.created_at,
+                      false, e.secret
                FROM webhook_delivery d
                JOIN webhook_endpoint e ON e.tenant_id = d.tenant_id AND e.id = d.endpoint_id
                JOIN webhook_event v ON v.tenant_id = d.tenant_id AND v.sequence = d.sequence

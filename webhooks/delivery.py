@@ -57,6 +57,7 @@ class Claimed:
     document: str | None
     event_type: str
     created_at: datetime
+    failing: bool
     secrets: tuple[bytes, ...]
 
     def body(self) -> bytes:
@@ -255,14 +256,16 @@ def give_back(cursor: CursorWrapper, claims: Sequence[Claimed]) -> None:
         )
 
 
-def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> list[Claimed]:
-    """Take up to `limit` due deliveries, in turn from each endpoint, and never more of one than may be in flight.
+def claim(
+    cursor: CursorWrapper, limit: int, now: datetime | None = None, *, failing: int | None = None
+) -> list[Claimed]:
+    """Take up to `limit` due deliveries, in turn from each endpoint, and never more of one than may be in flight; of endpoints
+    that fail `failing` at most, or half.
 
     Of what is free at an endpoint half is left: another worker may take it, or this one while the first half is on its way.
     Looks at the endpoints that are enabled and at the first few due rows of each, so neither what waits for a slow endpoint
-    nor what has been delivered makes it slower. Endpoints that fail get at most half of what is asked for. The update asks
-    nothing but the key (the rows are ours alone, see above): with the state in it, a plan that was made while few rows waited
-    would read all that wait.
+    nor what has been delivered makes it slower. The update asks nothing but the key (the rows are ours alone, see above): with
+    the state in it, a plan that was made while few rows waited would read all that wait.
     """
     cursor.execute(
         """
@@ -286,7 +289,7 @@ def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> lis
         ), taken AS MATERIALIZED (
             SELECT t.endpoint_id, t.id
             FROM (SELECT due.*, row_number() OVER (PARTITION BY failing ORDER BY turn, due_at) AS place FROM due) t
-            WHERE NOT t.failing OR t.place <= greatest(%(limit)s / 2, 1)
+            WHERE NOT t.failing OR t.place <= %(failing)s
             ORDER BY t.turn, t.due_at LIMIT %(limit)s
         ), leased AS (
             UPDATE webhook_delivery d
@@ -298,7 +301,8 @@ def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> lis
         )
         SELECT l.id::text, l.lease_token, l.attempt, l.endpoint_id::text, e.url,
                (SELECT v.document FROM webhook_event v WHERE v.tenant_id = %(tenant)s AND v.sequence = l.sequence),
-               l.event_type, l.created_at, e.secret, CASE WHEN e.previous_valid_until > c.now THEN e.previous_secret END
+               l.event_type, l.created_at, e.failing_since IS NOT NULL, e.secret,
+               CASE WHEN e.previous_valid_until > c.now THEN e.previous_secret END
         FROM leased l
         JOIN webhook_endpoint e ON e.tenant_id = %(tenant)s AND e.id = l.endpoint_id
         CROSS JOIN clock c""",
@@ -306,6 +310,7 @@ def claim(cursor: CursorWrapper, limit: int, now: datetime | None = None) -> lis
             "tenant": current_tenant(),
             "now": now,
             "limit": limit,
+            "failing": (limit + 1) // 2 if failing is None else failing,
             "each": IN_FLIGHT_PER_ENDPOINT,
             "each_failing": IN_FLIGHT_WHEN_FAILING,
             "lease": LEASE_SECONDS,

@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 1.0
 GATHER_SECONDS = 0.005
 MAX_IN_FLIGHT = 256
+# So many of them may be for endpoints that fail: those may take 20 s each, and there may be many.
+MAX_FAILING = MAX_IN_FLIGHT // 2
 STOP_SECONDS = 3.0
 # What this writes may be lost with the database's last tenths of a second: then a delivery is made again, and never lost.
 UNHURRIED = Statement("SET LOCAL synchronous_commit TO off")
@@ -45,7 +47,6 @@ class Exchange(NamedTuple):
 
     results: list[Result]
     renewals: list[Claimed]
-    room: int
 
 
 class Worker:
@@ -117,10 +118,11 @@ class Worker:
         results, self._results = self._results, []
         renewals = self._renewals()
         room = MAX_IN_FLIGHT - len(self._on_their_way)
+        failing = MAX_FAILING - sum(claimed.failing for claimed in self._on_their_way.values())
         sweep = time.monotonic() >= self._sweep_at
         if sweep:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
-        ask = partial(exchange, results, renewals, room, sweep=sweep)
+        ask = partial(exchange, results, renewals, room, failing=failing, sweep=sweep)
         try:
             claims, unwritten = await loop.run_in_executor(self._database, ask)
         except Exception:
@@ -194,13 +196,14 @@ def relay_all() -> int:
 
 
 def exchange(
-    results: list[Result], renewals: list[Claimed], room: int, *, sweep: bool = True
+    results: list[Result], renewals: list[Claimed], room: int, *, failing: int = MAX_FAILING, sweep: bool = True
 ) -> tuple[list[Claimed], list[Result]]:
     """Visit the tenants that attempts came back from, and in a sweep all that have something due: write, renew, claim.
 
-    Gives what is to be sent now, and results that could not be written. Tenants share the room.
+    Gives what is to be sent now, and results that could not be written. Tenants share the room; `failing`: so much of it is for
+    endpoints that fail.
     """
-    by_tenant: dict[str, Exchange] = defaultdict(lambda: Exchange([], [], 0))
+    by_tenant: dict[str, Exchange] = defaultdict(lambda: Exchange([], []))
     for result in results:
         by_tenant[result.claimed.tenant_id].results.append(result)
     for claimed in renewals:
@@ -213,9 +216,11 @@ def exchange(
     tenants = list(dict.fromkeys((*due, *by_tenant)))
     for place, tenant_id in enumerate(tenants):
         brought = by_tenant[tenant_id]
-        share = max((room - len(claims)) // (len(tenants) - place), min(room - len(claims), 1))
+        others = len(tenants) - place
+        share = _part(room - len(claims), others)
+        failing_share = min(_part(failing - sum(claimed.failing for claimed in claims), others), (share + 1) // 2)
         try:
-            claims += _visit(tenant_id, brought, share)
+            claims += _visit(tenant_id, brought, share, failing_share)
         except Exception:
             # One tenant's trouble is not another's.
             logger.exception("tenant %s: deliveries could not be exchanged", tenant_id)
@@ -223,14 +228,19 @@ def exchange(
     return claims, unwritten
 
 
-def _visit(tenant_id: str, brought: Exchange, share: int) -> list[Claimed]:
+def _part(room: int, tenants: int) -> int:
+    """An equal part of what is left, and one at least while there is any."""
+    return max(room // tenants, min(room, 1), 0)
+
+
+def _visit(tenant_id: str, brought: Exchange, share: int, failing: int) -> list[Claimed]:
     with tenant_transaction(tenant_id, first=UNHURRIED) as cursor:
         delivery.alone(cursor)
         expired = delivery.release(cursor)
         for endpoint_id, news in delivery.settle(cursor, brought.results):
             logger.warning("tenant %s, endpoint %s: %s", tenant_id, endpoint_id, news)
         delivery.renew(cursor, brought.renewals)
-        claims = delivery.claim(cursor, share) if share > 0 else []
+        claims = delivery.claim(cursor, share, failing=failing) if share > 0 else []
     if expired:
         logger.warning("tenant %s: %s leases have ended; their worker is gone or stands still", tenant_id, expired)
     return claims
@@ -238,7 +248,7 @@ def _visit(tenant_id: str, brought: Exchange, share: int) -> list[Claimed]:
 
 def last_words(results: list[Result], left: Iterable[Claimed]) -> None:
     """Write down results and give back claims, tenant by tenant."""
-    by_tenant: dict[str, Exchange] = defaultdict(lambda: Exchange([], [], 0))
+    by_tenant: dict[str, Exchange] = defaultdict(lambda: Exchange([], []))
     for result in results:
         by_tenant[result.claimed.tenant_id].results.append(result)
     for claimed in left:

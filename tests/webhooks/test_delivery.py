@@ -294,7 +294,8 @@ def test_a_lease_is_renewed_by_its_holder_alone(lent: Lender, now: datetime) -> 
     (taken,) = claim(lent, now=now + timedelta(seconds=14))
     with tenant_transaction(lent.tenant_id) as cursor:
         delivery.renew(cursor, [held], now + timedelta(seconds=60))
-    settle(lent, [taken], DONE, now)
+    (third,) = claim(lent, now=now + timedelta(seconds=19))
+    assert third.lease_token == taken.lease_token + 1, "the first holder has renewed another's lease"
 
 
 def test_a_lease_is_renewed_often_enough_for_the_longest_request() -> None:
@@ -364,6 +365,29 @@ def test_one_tenants_trouble_is_not_anothers(lent: Lender, zenith: Lender, monke
     assert unwritten == results, "what could not be written is written later"
 
 
+def test_endpoints_that_fail_never_fill_a_worker(lent: Lender, monkeypatch: pytest.MonkeyPatch, now: datetime) -> None:
+    """However many hang, and however often it asks: their requests may take 20 s, and healthy ones need the room."""
+    for _ in range(6):
+        register(lent.api, NOWHERE)
+    pay(lent, 2)
+    announce(lent)
+    settle(lent, claim(lent, now=now), FAILED, now)
+    healthy = register(lent.api, NOWHERE)
+    pay(lent, 2)
+    announce(lent)
+    rows(lent.tenant_id, "UPDATE webhook_delivery SET due_at = now() WHERE state = 'pending'")
+    everything = worker.queries.work
+    monkeypatch.setattr(
+        worker.queries, "work", lambda: [each for each in everything() if each.tenant_id == lent.tenant_id]
+    )
+    held: list[Any] = []
+    for _ in range(5):
+        failing = 2 - sum(each.failing for each in held)
+        held += worker.exchange([], [], 8 - len(held), failing=failing)[0]
+    assert sum(each.failing for each in held) == 2
+    assert [each.endpoint_id for each in held if not each.failing] == [healthy.endpoint_id] * 2
+
+
 # --- In company ------------------------------------------------------------------------------------------------------
 
 
@@ -416,11 +440,11 @@ def test_what_came_back_while_the_database_was_away_is_written_when_it_returns(
     endpoint = register(lent.api, receiver.url)
     visit, fail = worker._visit, threading.Event()
 
-    def visit_or_fail(tenant_id: str, brought: Any, share: int) -> Any:
+    def visit_or_fail(tenant_id: str, brought: Any, *shares: int) -> Any:
         if brought.results and not fail.is_set():
             fail.set()
             raise ConnectionError("the database is away")
-        return visit(tenant_id, brought, share)
+        return visit(tenant_id, brought, *shares)
 
     monkeypatch.setattr(worker, "_visit", visit_or_fail)
     entries = pay(lent, 4)

@@ -182,7 +182,7 @@ def test_every_event_reaches_every_healthy_endpoint_whoever_dies(
         print(f"kills {kills}: p99 {waits[int(len(waits) * 0.99)]:.2f} s, duplicates {sent - unique} of {unique}")
         if kills == 0 or LONG:
             assert waits[int(len(waits) * 0.99)] < 5
-        assert waits[-1] < 20
+        assert waits[-1] < 30
         # What was in flight at a kill is sent again; nothing else is.
         assert sent - unique <= (0.01 * unique if kills == 0 else kills * counts["healthy"] * 4)
 

@@ -110,7 +110,7 @@ def claimed(url: str, *, tenant_id: str = "11111111-1111-1111-1111-111111111111"
     endpoint_id = "22222222-2222-2222-2222-222222222222"
     secret = signing.seal(signing.new_secret(), tenant_id, endpoint_id)
     now = datetime.now(UTC)
-    return Claimed(tenant_id, endpoint_id, 1, 1, endpoint_id, url, None, "payment_received", now, (secret,))
+    return Claimed(tenant_id, endpoint_id, 1, 1, endpoint_id, url, None, "payment_received", now, False, (secret,))
 
 
 def attempt(url: str, *, lookup: sender.Lookup = targets.addresses_of, tls: ssl.SSLContext | None = None) -> Outcome:

@@ -69,12 +69,12 @@ def _story(found: dict[str, dict[str, Any]]) -> str:
     for tenant_id, each in found.items():
         endpoints = ", ".join(f"{count} {state}" for state, count in each["endpoints"].items())
         failed = ", ".join(f"{each[state]} {state}" for state in UNDELIVERED)
+        retried = f"{each['retrying']} to be tried again, {each['in_flight']} in flight"
         lines += [
             f"Tenant {tenant_id}",
             f"  feed: {each['events']} events, {each['waiting_for_relay']} waiting{_oldest(each['oldest_waiting_seconds'])}",
             f"  endpoints: {endpoints}",
-            f"  deliveries: {each['due']} due{_oldest(each['oldest_due_seconds'])}, {each['retrying']} to be tried again, "
-            f"{each['in_flight']} in flight, {failed}",
+            f"  deliveries: {each['due']} due{_oldest(each['oldest_due_seconds'])}, {retried}, {failed}",
         ]
     return "\n".join(lines or ["There are no tenants."])
 
