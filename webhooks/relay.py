@@ -18,6 +18,8 @@ from hpts.tenancy import current_tenant, tenant_transaction
 from ledger.queries import timestamp
 
 BATCH = 500
+# A transaction stays short, however many endpoints each event goes to.
+MAX_DELIVERIES = 10_000
 GENESIS = "0" * 64
 
 
@@ -66,16 +68,30 @@ def chained(previous_hash: str, item: str) -> str:
 
 def relay(tenant_id: str, *, limit: int = BATCH) -> int:
     """Announce the tenant's next entries, `limit` at most; gives how many. 0 also while another relay is at work."""
+    relayed = 0
+    while relayed < limit:
+        count, size = _relay_some(tenant_id, limit - relayed)
+        relayed += count
+        if count < size:
+            break
+    return relayed
+
+
+def _relay_some(tenant_id: str, limit: int) -> tuple[int, int]:
+    """One transaction: how many it has announced, and how many it would have."""
     with tenant_transaction(tenant_id) as cursor:
         cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"{tenant_id} relay",))
         if cursor.fetchone() != (True,):
-            return 0
-        # In a statement after the lock's, so that it sees what the relay before this one has committed.
+            return 0, limit
+        cursor.execute("SELECT count(*) FROM webhook_endpoint WHERE tenant_id = %s AND state = 'enabled'", (tenant_id,))
+        endpoints = cursor.fetchone()[0]
+        size = min(limit, max(MAX_DELIVERIES // max(endpoints, 1), 1))
+        # In statements after the lock's, so that they see what the relay before this one has committed.
         head = _head(cursor)
-        messages = _waiting(cursor, head, limit)
+        messages = _waiting(cursor, head, size)
         if messages:
             _append(cursor, head, messages)
-        return len(messages)
+        return len(messages), size
 
 
 def _head(cursor: CursorWrapper) -> Head:

@@ -59,7 +59,7 @@ class Worker:
         self._wake = asyncio.Event()
         self._database = ThreadPoolExecutor(1, thread_name_prefix="deliveries")
         self._on_their_way: dict[asyncio.Task[None], Claimed] = {}
-        self._renew_at: dict[str, float] = {}
+        self._renew_at: dict[asyncio.Task[None], float] = {}
         self._sweep_at = float("-inf")
         self._results: list[Result] = []
         self.sent = 0
@@ -135,7 +135,7 @@ class Worker:
         for claimed in claims:
             task = loop.create_task(self._send(session, claimed))
             self._on_their_way[task] = claimed
-            self._renew_at[claimed.delivery_id] = time.monotonic() + delivery.RENEWAL_SECONDS
+            self._renew_at[task] = time.monotonic() + delivery.RENEWAL_SECONDS
             task.add_done_callback(self._arrived)
         if unwritten:
             await self._rest(SWEEP_SECONDS)
@@ -154,15 +154,13 @@ class Worker:
         self._wake.set()
 
     def _arrived(self, task: asyncio.Task[None]) -> None:
-        claimed = self._on_their_way.pop(task)
-        self._renew_at.pop(claimed.delivery_id, None)
+        del self._on_their_way[task], self._renew_at[task]
 
     def _renewals(self) -> list[Claimed]:
         now = time.monotonic()
-        due = [each for each in self._on_their_way.values() if self._renew_at[each.delivery_id] <= now]
-        for each in due:
-            self._renew_at[each.delivery_id] = now + delivery.RENEWAL_SECONDS
-        return due
+        due = [task for task, at in self._renew_at.items() if at <= now]
+        self._renew_at |= dict.fromkeys(due, now + delivery.RENEWAL_SECONDS)
+        return [self._on_their_way[task] for task in due]
 
     async def _finish(self) -> None:
         """Wait a moment for what is on its way, write down what has come, give back the rest."""

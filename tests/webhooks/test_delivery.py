@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections import Counter
@@ -17,6 +18,7 @@ from tests.conftest import Lender
 from tests.ledger.conftest import race, session
 from tests.webhooks.conftest import (
     Endpoint,
+    Received,
     Receiver,
     announce,
     claim,
@@ -431,6 +433,29 @@ def test_two_workers_share_the_work_and_send_each_delivery_once(
         entries = pay(lent, 40)
         eventually(lambda: len(receiver.requests) >= 160, within=20)
     assert Counter(receiver.entries()) == dict.fromkeys(entries, 4)
+
+
+def test_a_worker_that_lost_its_own_lease_goes_on(
+    lent: Lender, make_receiver: Callable[..., Receiver], deliver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stood still, say: then it finds its own rows due again, and has the same delivery on its way twice."""
+    monkeypatch.setattr(delivery, "LEASE_SECONDS", 0.2)
+    monkeypatch.setattr(delivery, "RENEWAL_SECONDS", 60.0)
+
+    async def slowly(request: Received) -> bytes:
+        await asyncio.sleep(1.5 if len(receiver.requests) < 3 else 0)
+        return plain(200)
+
+    slow: Any = slowly
+    receiver = make_receiver(slow)
+    endpoint = register(lent.api, receiver.url)
+    pay(lent)
+    with deliver(lent):
+        eventually(lambda: endpoint.states() == {"succeeded": 1})
+        eventually(lambda: receiver.busy == 0)
+        (entry_id,) = pay(lent)
+        eventually(lambda: entry_id in receiver.entries())
+    assert len(receiver.requests) > 2
 
 
 def test_what_came_back_while_the_database_was_away_is_written_when_it_returns(

@@ -115,6 +115,21 @@ def test_a_relay_that_meets_another_one_leaves_at_once(lent: Lender) -> None:
     announce(lent)
 
 
+def test_many_endpoints_make_transactions_smaller_and_nothing_else(
+    lent: Lender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction that took longer than a statement may would be tried for ever."""
+    monkeypatch.setattr(relay, "MAX_DELIVERIES", 6)
+    endpoints = [register(lent.api, "http://127.0.0.1:9/") for _ in range(3)]
+    entries = pay(lent, 7)
+    announce(lent)
+    prove(feed(lent))
+    for endpoint in endpoints:
+        assert {each["journal_entry_id"] for each in endpoint.deliveries()} == {*entries}
+    made = rows(lent.tenant_id, "SELECT count(*) FROM webhook_delivery GROUP BY xmin::text ORDER BY 1")
+    assert (sum(count for (count,) in made), made[-1]) == (21, (6,))
+
+
 def test_an_endpoint_gets_the_kinds_that_it_asked_for(lent: Lender) -> None:
     everything = register(lent.api, "http://127.0.0.1:9/all")
     charges = register(lent.api, "http://127.0.0.1:9/some", event_types=["manual_adjustment", "reversal"])
