@@ -1,12 +1,6 @@
 """A webhook receiver: verify, acknowledge, handle each entry once.  SECRET=whsec_... python webhook_receiver.py [PORT]"""
 
-import base64
-import hashlib
-import hmac
-import json
-import os
-import sys
-import time
+import base64, hashlib, hmac, json, os, sys, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 KEY = base64.b64decode(os.environ["SECRET"].removeprefix("whsec_"))

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from django.urls import get_resolver
 from jsonschema import Draft202012Validator
 
 from hpts import openapi
@@ -141,6 +142,25 @@ ROUTES = [
     ("GET", "/v1/webhook-deliveries", None),
     ("POST", "/v1/webhook-deliveries/{delivery}/redeliver", {}),
 ]
+
+
+def test_every_route_of_webhooks_stands_in_the_table() -> None:
+    """The feed has its own tests, for it takes no id."""
+    parts: list[Any] = get_resolver("hpts.urls").url_patterns
+    routes = {
+        (method.upper(), f"/v1/{route.pattern}")
+        for part in parts
+        if str(part.pattern) == "v1/"
+        for route in part.url_patterns
+        if route.callback.cls.__module__ == "webhooks.views"
+        for method in route.callback.actions
+        if method != "head"
+    }
+    tried = {(method, route) for method, route, _ in ROUTES}
+    named = {("<id:webhook_endpoint_id>", "{endpoint}"), ("<id:delivery_id>", "{delivery}")}
+    for written, shown_as in named:
+        routes = {(method, route.replace(written, shown_as)) for method, route in routes}
+    assert routes - {("GET", "/v1/events")} == tried
 
 
 @pytest.mark.parametrize(("method", "route", "body"), ROUTES)
