@@ -14,11 +14,12 @@ import logging
 import random
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import aiohttp
 from django.db import connections
@@ -26,7 +27,7 @@ from django.db import connections
 from hpts.pipeline import Statement
 from hpts.tenancy import tenant_transaction
 from webhooks import delivery, queries, sender
-from webhooks.delivery import Claimed, Result
+from webhooks.delivery import IN_FLIGHT_PER_ENDPOINT, MOST_IN_HAND, Claimed, Hand, Result
 from webhooks.relay import BATCH, RelayStuck, relay
 
 logger = logging.getLogger(__name__)
@@ -62,6 +63,9 @@ class Worker:
         self._renew_at: dict[asyncio.Task[None], float] = {}
         self._sweep_at = float("-inf")
         self._results: list[Result] = []
+        # How many of an endpoint this worker may have in hand: more and more while it acknowledges.
+        self._pace: dict[str, int] = {}
+        self._gates: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self.sent = 0
 
     def stop(self) -> None:
@@ -122,7 +126,8 @@ class Worker:
         sweep = time.monotonic() >= self._sweep_at
         if sweep:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
-        ask = partial(exchange, results, renewals, room, failing=failing, sweep=sweep)
+        hands = self._hands(results)
+        ask = partial(exchange, results, renewals, room, failing=failing, hands=hands, sweep=sweep)
         try:
             claims, unwritten = await loop.run_in_executor(self._database, ask)
         except Exception:
@@ -133,7 +138,8 @@ class Worker:
             return
         self._results = unwritten + self._results
         for claimed in claims:
-            task = loop.create_task(self._send(session, claimed))
+            gate = self._gates.setdefault(claimed.endpoint_id, asyncio.Semaphore(IN_FLIGHT_PER_ENDPOINT))
+            task = loop.create_task(self._send(session, gate, claimed))
             self._on_their_way[task] = claimed
             self._renew_at[task] = time.monotonic() + delivery.RENEWAL_SECONDS
             task.add_done_callback(self._arrived)
@@ -147,8 +153,20 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
-    async def _send(self, session: aiohttp.ClientSession, claimed: Claimed) -> None:
-        outcome = await sender.send(session, claimed)
+    def _hands(self, results: Iterable[Result]) -> list[Hand]:
+        """The endpoints that are this worker's: it has something of them on its way, or just had."""
+        held = Counter(claimed.endpoint_id for claimed in self._on_their_way.values())
+        held.update({result.claimed.endpoint_id: 0 for result in results})
+        return [Hand(each, count, self._pace.get(each, IN_FLIGHT_PER_ENDPOINT)) for each, count in held.items()]
+
+    async def _send(self, session: aiohttp.ClientSession, gate: asyncio.Semaphore, claimed: Claimed) -> None:
+        async with gate:
+            outcome = await sender.send(session, claimed)
+        if outcome.succeeded:
+            pace = self._pace.get(claimed.endpoint_id, IN_FLIGHT_PER_ENDPOINT)
+            self._pace[claimed.endpoint_id] = min(2 * pace, MOST_IN_HAND)
+        else:
+            self._pace.pop(claimed.endpoint_id, None)
         self.sent += 1
         self._results.append(Result(claimed, outcome, delivery.verdict(claimed.attempt, outcome)))
         self._wake.set()
@@ -194,7 +212,13 @@ def relay_all() -> int:
 
 
 def exchange(
-    results: list[Result], renewals: list[Claimed], room: int, *, failing: int = MAX_FAILING, sweep: bool = True
+    results: list[Result],
+    renewals: list[Claimed],
+    room: int,
+    *,
+    failing: int = MAX_FAILING,
+    hands: Sequence[Hand] = (),
+    sweep: bool = True,
 ) -> tuple[list[Claimed], list[Result]]:
     """Visit the tenants that attempts came back from, and in a sweep all that have something due: write, renew, claim.
 
@@ -218,7 +242,7 @@ def exchange(
         share = _part(room - len(claims), others)
         failing_share = min(_part(failing - sum(claimed.failing for claimed in claims), others), (share + 1) // 2)
         try:
-            claims += _visit(tenant_id, brought, share, failing_share)
+            claims += _visit(tenant_id, brought, share, failing_share, hands)
         except Exception:
             # One tenant's trouble is not another's.
             logger.exception("tenant %s: deliveries could not be exchanged", tenant_id)
@@ -231,14 +255,14 @@ def _part(room: int, tenants: int) -> int:
     return max(room // tenants, min(room, 1), 0)
 
 
-def _visit(tenant_id: str, brought: Exchange, share: int, failing: int) -> list[Claimed]:
+def _visit(tenant_id: str, brought: Exchange, share: int, failing: int, hands: Sequence[Hand]) -> list[Claimed]:
     with tenant_transaction(tenant_id, first=UNHURRIED) as cursor:
         delivery.alone(cursor)
         expired = delivery.release(cursor)
         for endpoint_id, news in delivery.settle(cursor, brought.results):
             logger.warning("tenant %s, endpoint %s: %s", tenant_id, endpoint_id, news)
         delivery.renew(cursor, brought.renewals)
-        claims = delivery.claim(cursor, share, failing=failing) if share > 0 else []
+        claims = delivery.claim(cursor, share, failing=failing, hands=hands, shared=True) if share > 0 else []
     if expired:
         logger.warning("tenant %s: %s leases have ended; their worker is gone or stands still", tenant_id, expired)
     return claims

@@ -465,7 +465,7 @@ def test_what_came_back_while_the_database_was_away_is_written_when_it_returns(
     endpoint = register(lent.api, receiver.url)
     visit, fail = worker._visit, threading.Event()
 
-    def visit_or_fail(tenant_id: str, brought: Any, *shares: int) -> Any:
+    def visit_or_fail(tenant_id: str, brought: Any, *shares: Any) -> Any:
         if brought.results and not fail.is_set():
             fail.set()
             raise ConnectionError("the database is away")
