@@ -266,7 +266,8 @@ def test_what_waits_at_an_endpoint_that_begins_to_fail_goes_back(
     endpoint = register(lent.api, receiver.url)
     pay(lent, 90)
     with deliver(lent) as running:
-        eventually(lambda: receiver.busy == 4)
+        eventually(lambda: (len(receiver.requests), receiver.busy) == (44, 4))
+        eventually(lambda: endpoint.states().get("succeeded") == 40)
         in_hand = len(running.worker._on_their_way)
         assert in_hand > 8
         running.loop.call_soon_threadsafe(running.worker._slow_down, endpoint.endpoint_id)
