@@ -26,6 +26,396 @@ SET row_security = off;
 
 
 --
+-- Name: interest_term; Type: TYPE; Schema: public; Owner: -
+--
+
+CREATE TYPE public.interest_term AS (
+	since date,
+	until date,
+	accrues boolean,
+	annual_rate_bps integer,
+	convention text
+);
+
+
+--
+-- Name: accrual_pauses(uuid, uuid, uuid, date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date) RETURNS TABLE(id bigint, loan_id uuid, from_date date, to_date date, reversed_revision smallint)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT p.id, p.loan_id, p.from_date, p.to_date, p.reversed_revision
+    FROM public.accrual_pause p
+    WHERE p.tenant_id = p_tenant AND p.loan_id >= p_first AND p.loan_id <= p_last
+      AND CASE WHEN p.reversed_revision IS NULL
+               THEN NOT EXISTS (SELECT FROM public.accrual_pause o
+                                WHERE o.tenant_id = p.tenant_id AND o.loan_id = p.loan_id AND o.from_date = p.from_date
+                                  AND o.reversed_revision IS NULL AND o.id > p.id)
+               ELSE p.to_date IS DISTINCT FROM p_redo
+                    AND NOT EXISTS (SELECT FROM public.loan_accrual x
+                                    WHERE x.tenant_id = p.tenant_id AND x.loan_id = p.loan_id AND x.accrual_date = p.to_date
+                                      AND x.revision > p.reversed_revision) END
+$$;
+
+
+--
+-- Name: accrue_chunk(uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.accrue_chunk(p_run uuid, p_number integer, OUT number integer, OUT accrued bigint, OUT visited bigint, OUT excepted bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
+    v_run public.accrual_run;
+    v_chunk public.accrual_chunk;
+    v_first uuid;
+    v_last uuid;
+    v_terms public.interest_term[];
+    v_ids uuid[];
+    v_id uuid := uuidv7();
+    v_posted_at timestamptz;
+    v_head text;
+    v_tail text;
+    v_total numeric;
+    c_principal text;
+    c_interest text;
+    c_income text;
+    c_suspense text;
+BEGIN
+    SELECT * INTO v_run FROM public.accrual_run r WHERE r.tenant_id = v_tenant AND r.id = p_run;
+    SELECT * INTO v_chunk FROM public.accrual_chunk c
+    WHERE c.tenant_id = v_tenant AND c.run_id = p_run AND c.done_at IS NULL AND (p_number IS NULL OR c.number = p_number)
+    ORDER BY c.number LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    number := v_chunk.number;
+    v_first := coalesce(v_chunk.after_id, '00000000-0000-0000-0000-000000000000');
+    v_last := coalesce(v_chunk.through_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
+
+    -- As every posting: nothing is dated into a period while it closes.
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended(v_tenant::text || ' periods', 0));
+    IF v_run.accrual_date <= (SELECT max(p.through_date) FROM public.period_close p WHERE p.tenant_id = v_tenant) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
+            MESSAGE = format('the period of %s is closed', v_run.accrual_date);
+    END IF;
+    SELECT max(a.code) FILTER (WHERE a.role = 'principal'), max(a.code) FILTER (WHERE a.role = 'interest'),
+           max(a.code) FILTER (WHERE a.role = 'interest_income'), max(a.code) FILTER (WHERE a.role = 'suspense')
+    INTO c_principal, c_interest, c_income, c_suspense
+    FROM public.gl_account a WHERE a.tenant_id = v_tenant;
+    v_terms := public.interest_terms(v_tenant, v_run.program_id, NULL, NULL);
+
+    -- The loans that may move, locked in the order of their ids; those that owe no principal and of which nothing new is known
+    -- are left in peace.
+    SELECT array_agg(held.id) INTO v_ids
+    FROM (SELECT l.id FROM public.loan l
+          WHERE l.tenant_id = v_tenant AND l.program_id = v_run.program_id AND l.id > v_first AND l.id <= v_last
+            AND l.opened_on < v_run.accrual_date AND l.version > 0
+            AND (l.accrued_through IS NULL OR l.accrued_through < v_run.accrual_date
+                 OR EXISTS (SELECT FROM public.accrual_pause p
+                            WHERE p.tenant_id = v_tenant AND p.loan_id = l.id AND p.to_date = v_run.accrual_date
+                              AND p.reversed_revision IS NOT NULL))
+            AND NOT (l.version = l.accrued_version
+                     AND coalesce((SELECT b.balance_minor = 0 FROM public.loan_balance b
+                                   WHERE b.tenant_id = v_tenant AND b.loan_id = l.id AND b.account_code = c_principal
+                                     AND b.layer = 'SETTLED'), true)
+                     AND l.accrued_terms IS NOT DISTINCT FROM hashtextextended(public.terms_known(v_terms, l.accrued_through), 0))
+          ORDER BY l.id FOR NO KEY UPDATE) held;
+
+    v_posted_at := clock_timestamp();
+    v_head := '{"actor":' || to_json(v_run.actor) || ',"correlation_id":"' || v_run.correlation_id || '","effective_at":"'
+              || to_char(v_run.accrual_date, 'YYYY-MM-DD') || '","event_type":"accrual","journal_entry_id":"' || v_id || '","lines":[';
+    v_tail := '],"posted_at":"' || to_char(v_posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '","tenant_id":"'
+              || v_tenant || '","v":1}';
+
+    WITH own AS MATERIALIZED (
+        SELECT t.loan_id, string_agg(concat_ws(' ', t.id, t.effective_at), ',' ORDER BY t.id) AS said,
+               max(t.effective_at) AS latest,
+               (array_agg(t.annual_rate_bps ORDER BY t.effective_at DESC, t.id DESC)
+                   FILTER (WHERE t.annual_rate_bps IS NOT NULL))[1] AS rate,
+               (array_agg(t.day_count_convention ORDER BY t.effective_at DESC, t.id DESC)
+                   FILTER (WHERE t.day_count_convention IS NOT NULL))[1] AS convention
+        FROM public.loan_terms t
+        WHERE t.tenant_id = v_tenant AND t.loan_id >= v_first AND t.loan_id <= v_last
+          AND NOT EXISTS (SELECT FROM public.journal_entry r WHERE r.tenant_id = t.tenant_id AND r.reverses_entry_id = t.entry_id)
+        GROUP BY t.loan_id
+    ), pause AS MATERIALIZED (
+        SELECT p.loan_id, string_agg(concat_ws(' ', p.id, p.from_date), ',' ORDER BY p.id) AS said
+        FROM public.accrual_pauses(v_tenant, v_first, v_last, v_run.accrual_date) p
+        GROUP BY p.loan_id
+    ), redo AS MATERIALIZED (
+        -- Reversed and not accrued again: the date's last revision, and the day behind which its days begin.
+        SELECT p.loan_id, p.reversed_revision, p.from_date - 1 AS since
+        FROM public.accrual_pauses(v_tenant, v_first, v_last, NULL) p
+        WHERE p.reversed_revision IS NOT NULL AND p.to_date = v_run.accrual_date
+    ), seen AS MATERIALIZED (
+        SELECT l.id, l.borrower_id, l.currency, l.opened_on, l.version, l.last_effective_at, l.accrued_through, l.accrued_version,
+               l.accrued_terms, l.interest_exact, l.interest_posted_minor,
+               own.rate, own.convention, own.latest, own.said AS own_said, pause.said AS pause_said,
+               redo.loan_id IS NOT NULL AS redone, redo.reversed_revision, redo.since AS redo_since,
+               greatest(l.accrued_through, v_run.accrual_date) AS through,
+               coalesce(p.balance_minor, 0) AS principal_minor, coalesce(i.balance_minor, 0) AS interest_minor
+        FROM public.loan l
+        LEFT JOIN own ON own.loan_id = l.id
+        LEFT JOIN pause ON pause.loan_id = l.id
+        LEFT JOIN redo ON redo.loan_id = l.id
+        LEFT JOIN LATERAL (SELECT b.balance_minor FROM public.loan_balance b
+                           WHERE b.tenant_id = v_tenant AND b.loan_id = l.id AND b.account_code = c_principal
+                             AND b.layer = 'SETTLED' OFFSET 0) p ON true
+        LEFT JOIN LATERAL (SELECT b.balance_minor FROM public.loan_balance b
+                           WHERE b.tenant_id = v_tenant AND b.loan_id = l.id AND b.account_code = c_interest
+                             AND b.layer = 'SETTLED' OFFSET 0) i ON true
+        WHERE l.tenant_id = v_tenant AND l.id = ANY (v_ids)
+          AND (redo.loan_id IS NOT NULL OR l.accrued_through IS NULL OR l.accrued_through < v_run.accrual_date)
+    ), known AS MATERIALIZED (
+        SELECT d.day, public.terms_known(v_terms, d.day) AS said
+        FROM (SELECT accrued_through AS day FROM seen UNION SELECT through FROM seen) d
+    ), based AS MATERIALIZED (
+        -- From where the figure moves on: from the last time, or from the opening.
+        SELECT s.*, anew, complex,
+               CASE WHEN anew THEN s.opened_on ELSE s.accrued_through END AS since,
+               CASE WHEN anew THEN 0 ELSE s.interest_exact END AS exact_before,
+               CASE WHEN anew THEN 0 ELSE s.accrued_version END AS version_before,
+               CASE WHEN s.last_effective_at <= v_run.accrual_date THEN hashtextextended(concat_ws(
+                   ' ', now_known.said, s.own_said, s.pause_said), 0) END AS terms_after,
+               CASE WHEN complex THEN public.interest_terms(v_tenant, v_run.program_id, s.id, v_run.accrual_date)
+                    ELSE v_terms END AS terms,
+               CASE WHEN NOT complex THEN s.rate END AS own_rate,
+               CASE WHEN NOT complex THEN s.convention END AS own_convention
+        FROM seen s
+        JOIN known now_known ON now_known.day = s.through
+        LEFT JOIN known ON known.day = s.accrued_through
+        CROSS JOIN LATERAL (SELECT s.redone OR s.accrued_terms IS DISTINCT FROM hashtextextended(concat_ws(
+                                ' ', known.said, s.own_said, s.pause_said), 0) AS anew OFFSET 0) a
+        CROSS JOIN LATERAL (SELECT s.pause_said IS NOT NULL
+                                OR (s.own_said IS NOT NULL
+                                    AND (anew OR s.version <> s.accrued_version OR s.latest > s.accrued_through)) AS complex
+                            OFFSET 0) c
+    ), step AS MATERIALIZED (
+        -- The same for most loans. Of a loan's opening it takes nothing but whether 30_360 counts it as a 30th.
+        SELECT k.since, k.through, k.late, k.own_rate, k.own_convention,
+               public.interest_between(v_terms, k.opened_on, k.since, k.through, k.own_rate, k.own_convention) AS earned
+        FROM (SELECT since, through, extract(day FROM opened_on) >= 30 AS late, own_rate, own_convention, min(opened_on) AS opened_on
+              FROM based WHERE NOT anew AND NOT complex GROUP BY 1, 2, 3, 4, 5) k
+    ), counted AS MATERIALIZED (
+        SELECT b.*, b.exact_before
+                    + b.principal_minor * CASE WHEN b.anew OR b.complex
+                        THEN public.interest_between(b.terms, b.opened_on, b.since, b.through, b.own_rate, b.own_convention)
+                        ELSE step.earned END
+                    + CASE WHEN b.version = b.version_before THEN 0 ELSE (
+                        SELECT coalesce(sum(
+                                   CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END
+                                   * public.interest_between(b.terms, b.opened_on, least(j.effective_at, b.through), b.since,
+                                                             b.own_rate, b.own_convention)), 0)
+                        FROM public.journal_line j
+                        WHERE j.tenant_id = v_tenant AND j.loan_id = b.id AND j.loan_version > b.version_before
+                          AND j.account_code = c_principal AND j.layer = 'SETTLED') END AS exact
+        FROM based b
+        LEFT JOIN step ON step.since = b.since AND step.through = b.through
+            AND step.late = (extract(day FROM b.opened_on) >= 30)
+            AND step.own_rate IS NOT DISTINCT FROM b.own_rate AND step.own_convention IS NOT DISTINCT FROM b.own_convention
+    ), due AS MATERIALIZED (
+        SELECT c.*, public.minor_units(c.exact) - c.interest_posted_minor AS minor,
+               CASE WHEN c.exact IS NULL THEN 'no_terms'
+                    WHEN abs(public.minor_units(c.exact)) > 9223372036854775807
+                      OR public.minor_units(c.exact) - c.interest_posted_minor + c.interest_minor > 9223372036854775807
+                      OR abs(public.minor_units(c.exact) - c.interest_posted_minor) > 9223372036854775807
+                    THEN 'amount_out_of_range' END AS fault
+        FROM counted c
+    ), moved AS MATERIALIZED (
+        -- A correction takes back what interest holds on every date from this one on; the rest is the borrower's.
+        SELECT d.*, CASE WHEN d.minor >= 0 THEN 0
+                         WHEN d.last_effective_at <= v_run.accrual_date THEN greatest(least(-d.minor, d.interest_minor), 0)
+                         ELSE greatest(least(-d.minor, d.interest_minor, public.least_balance(
+                             v_tenant, d.id, c_interest, v_run.accrual_date)), 0) END AS taken
+        FROM due d WHERE d.fault IS NULL AND (d.minor <> 0 OR NOT d.redone)
+    ), line AS MATERIALIZED (
+        SELECT row_number() OVER (ORDER BY m.id, l.part)::smallint AS sequence, m.id AS loan_id, m.borrower_id, m.currency,
+               m.version + 1 AS version, l.account_code, l.direction, l.amount_minor::bigint AS amount_minor
+        FROM moved m
+        CROSS JOIN LATERAL (VALUES
+            (1, CASE WHEN m.minor > 0 THEN c_interest ELSE c_income END, 'DR', abs(m.minor)),
+            (2, CASE WHEN m.minor > 0 THEN c_income ELSE c_interest END, 'CR', CASE WHEN m.minor > 0 THEN m.minor ELSE m.taken END),
+            (3, c_suspense, 'CR', CASE WHEN m.minor > 0 THEN 0 ELSE -m.minor - m.taken END)
+        ) l (part, account_code, direction, amount_minor)
+        WHERE l.amount_minor > 0
+    ), header AS (
+        INSERT INTO public.journal_entry (
+            tenant_id, id, event_type, loan_id, effective_at, posted_at, correlation_id, line_count, facts, document, content_hash)
+        SELECT v_tenant, v_id, 'accrual', CASE WHEN e.one THEN e.loan_id END, v_run.accrual_date, v_posted_at, v_run.correlation_id,
+               e.lines, jsonb_build_object('accrual_run_id', v_run.id, 'program_id', v_run.program_id), e.document,
+               sha256(convert_to(e.document, 'UTF8'))
+        FROM (SELECT count(*) AS lines, min(loan_id) = max(loan_id) AS one, min(loan_id) AS loan_id,
+                     v_head || string_agg(
+                         '{"account_code":"' || account_code || '","amount_minor":"' || amount_minor || '","borrower_id":"'
+                         || borrower_id || '","currency":"' || currency || '","direction":"' || direction
+                         || '","layer":"SETTLED","loan_id":"' || loan_id || '","sequence":' || sequence || '}', ',' ORDER BY sequence)
+                     || v_tail AS document
+              FROM line) e
+        WHERE e.lines > 0
+    ), lines AS (
+        INSERT INTO public.journal_line (
+            tenant_id, entry_id, sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id,
+            loan_version, effective_at)
+        SELECT v_tenant, v_id, sequence, account_code, direction, amount_minor, currency, 'SETTLED', loan_id, borrower_id, version,
+               v_run.accrual_date
+        FROM line ORDER BY sequence
+    ), message AS (
+        INSERT INTO public.outbox_message (tenant_id, entry_id) SELECT v_tenant, v_id WHERE EXISTS (SELECT FROM line)
+    ), guard AS (
+        INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor, since)
+        SELECT v_tenant, id, v_run.accrual_date, coalesce(reversed_revision + 1, 0), v_id, minor::bigint,
+               coalesce(redo_since, accrued_through, opened_on)
+        FROM moved WHERE minor <> 0
+    ), change AS MATERIALIZED (
+        SELECT l.loan_id, l.account_code, min(l.currency) AS currency,
+               sum(CASE WHEN (l.direction = 'DR') = (l.account_code = c_interest) THEN l.amount_minor ELSE -l.amount_minor END)::bigint
+                   AS minor
+        FROM line l WHERE l.account_code IN (c_interest, c_suspense)
+        GROUP BY l.loan_id, l.account_code
+    ), balance AS (
+        UPDATE public.loan_balance b SET balance_minor = b.balance_minor + c.minor
+        FROM change c
+        WHERE b.tenant_id = v_tenant AND b.loan_id = c.loan_id AND b.account_code = c.account_code AND b.layer = 'SETTLED'
+    ), new_balance AS (
+        INSERT INTO public.loan_balance (tenant_id, loan_id, account_code, layer, currency, balance_minor, floored)
+        SELECT v_tenant, c.loan_id, c.account_code, 'SETTLED', c.currency, c.minor, true
+        FROM change c
+        WHERE NOT EXISTS (SELECT FROM public.loan_balance b
+                          WHERE b.tenant_id = v_tenant AND b.loan_id = c.loan_id AND b.account_code = c.account_code
+                            AND b.layer = 'SETTLED' OFFSET 0)
+    ), loan AS (
+        UPDATE public.loan l
+        SET version = m.version + (m.minor <> 0)::int,
+            last_effective_at = CASE WHEN m.minor <> 0 THEN greatest(l.last_effective_at, v_run.accrual_date)
+                                     ELSE l.last_effective_at END,
+            last_posted_at = CASE WHEN m.minor <> 0 THEN v_posted_at ELSE l.last_posted_at END,
+            accrued_through = m.through, accrued_version = m.version + (m.minor <> 0)::int, accrued_terms = m.terms_after,
+            interest_exact = m.exact, interest_posted_minor = l.interest_posted_minor + m.minor::bigint
+        FROM moved m
+        WHERE l.tenant_id = v_tenant AND l.id = m.id
+    ), gone AS (
+        DELETE FROM public.accrual_exception x
+        WHERE x.tenant_id = v_tenant AND x.run_id = p_run AND x.loan_id > v_first AND x.loan_id <= v_last
+          AND x.loan_id NOT IN (SELECT d.id FROM due d WHERE d.fault IS NOT NULL)
+    ), fault AS (
+        INSERT INTO public.accrual_exception (tenant_id, run_id, loan_id, code, detail)
+        SELECT v_tenant, p_run, d.id, d.fault,
+               CASE d.fault WHEN 'no_terms' THEN 'No rate or day count is in force on some day since ' || d.since || '.'
+                            ELSE 'The interest would leave the range of a 64-bit integer.' END
+        FROM due d WHERE d.fault IS NOT NULL
+        ON CONFLICT (tenant_id, run_id, loan_id) DO UPDATE SET code = EXCLUDED.code, detail = EXCLUDED.detail
+    )
+    SELECT (SELECT count(*) FROM seen), (SELECT count(*) FROM moved WHERE minor <> 0), (SELECT count(*) FROM due WHERE due.fault IS NOT NULL),
+           (SELECT coalesce(sum(minor), 0) FROM moved)
+    INTO visited, accrued, excepted, v_total;
+
+    UPDATE public.accrual_chunk c
+    SET done_at = clock_timestamp(), accrued_count = c.accrued_count + accrued, total_minor = c.total_minor + v_total,
+        loan_count = (SELECT count(*) FROM public.loan l
+                      WHERE l.tenant_id = v_tenant AND l.program_id = v_run.program_id AND l.id > v_first AND l.id <= v_last
+                        AND l.opened_on < v_run.accrual_date)
+    WHERE c.tenant_id = v_tenant AND c.run_id = p_run AND c.number = v_chunk.number;
+END $$;
+
+
+--
+-- Name: days_in_leap_years(date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.days_in_leap_years(day date) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    RETURN ((366 * (((((EXTRACT(year FROM day))::integer - 1) / 4) - (((EXTRACT(year FROM day))::integer - 1) / 100)) + (((EXTRACT(year FROM day))::integer - 1) / 400))) + CASE WHEN ((((EXTRACT(year FROM day))::integer % 4) = 0) AND ((((EXTRACT(year FROM day))::integer % 100) <> 0) OR (((EXTRACT(year FROM day))::integer % 400) = 0))) THEN ((EXTRACT(doy FROM day))::integer - 1) ELSE 0 END);
+
+
+--
+-- Name: interest_between(public.interest_term[], date, date, date, integer, text); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.interest_between(p_terms public.interest_term[], p_opened date, p_start date, p_stop date, p_rate integer, p_convention text) RETURNS numeric
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_first date := greatest(least(p_start, p_stop), p_opened);
+    v_last date := greatest(p_start, p_stop, p_opened);
+    v_total numeric := 0;
+    term public.interest_term;
+BEGIN
+    FOREACH term IN ARRAY p_terms LOOP
+        CONTINUE WHEN term.until <= v_first;
+        EXIT WHEN term.since >= v_last;
+        IF term.accrues IS NULL OR (p_rate IS NULL AND term.annual_rate_bps IS NULL) THEN
+            RETURN NULL;
+        END IF;
+        CONTINUE WHEN NOT term.accrues;
+        v_total := v_total + coalesce(p_rate, term.annual_rate_bps)::numeric * (
+            public.year_fraction(coalesce(p_convention, term.convention), p_opened, least(term.until, v_last))
+            - public.year_fraction(coalesce(p_convention, term.convention), p_opened, greatest(term.since, v_first)));
+    END LOOP;
+    RETURN CASE WHEN p_stop < p_start THEN -v_total ELSE v_total END;
+END $$;
+
+
+--
+-- Name: interest_terms(uuid, uuid, uuid, date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date) RETURNS public.interest_term[]
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    WITH program AS (
+        SELECT t.id, t.effective_at, t.annual_rate_bps, t.accrual_mode
+        FROM public.program_terms t WHERE t.tenant_id = p_tenant AND t.program_id = p_program
+    ), own AS (
+        SELECT t.id, t.effective_at, t.annual_rate_bps, t.day_count_convention
+        FROM public.loan_terms t
+        WHERE t.tenant_id = p_tenant AND t.loan_id = p_loan
+          AND NOT EXISTS (SELECT FROM public.journal_entry r WHERE r.tenant_id = t.tenant_id AND r.reverses_entry_id = t.entry_id)
+    ), pause AS (
+        SELECT p.from_date - 1 AS since, coalesce(p.to_date, 'infinity') AS until
+        FROM public.accrual_pauses(p_tenant, p_loan, p_loan, p_redo) p
+    ), point AS (
+        SELECT '-infinity'::date AS since
+        UNION SELECT effective_at FROM program
+        UNION SELECT effective_at - 1 FROM program  -- The mode of a date is about the day before it.
+        UNION SELECT effective_at FROM own
+        UNION SELECT since FROM pause
+        UNION SELECT until FROM pause WHERE isfinite(until)
+    ), term AS (
+        SELECT s.since,
+               (SELECT t.accrual_mode = 'engine' FROM program t WHERE t.effective_at <= s.since + 1
+                ORDER BY t.effective_at DESC, t.id DESC LIMIT 1)
+               AND NOT EXISTS (SELECT FROM pause p WHERE p.since <= s.since AND s.since < p.until) AS accrues,
+               coalesce((SELECT t.annual_rate_bps FROM own t
+                         WHERE t.effective_at <= s.since AND t.annual_rate_bps IS NOT NULL
+                         ORDER BY t.effective_at DESC, t.id DESC LIMIT 1),
+                        (SELECT t.annual_rate_bps FROM program t WHERE t.effective_at <= s.since
+                         ORDER BY t.effective_at DESC, t.id DESC LIMIT 1)) AS rate,
+               coalesce((SELECT t.day_count_convention FROM own t
+                         WHERE t.effective_at <= s.since AND t.day_count_convention IS NOT NULL
+                         ORDER BY t.effective_at DESC, t.id DESC LIMIT 1),
+                        (SELECT p.day_count_convention FROM public.program p
+                         WHERE p.tenant_id = p_tenant AND p.id = p_program)) AS convention
+        FROM point s
+    ), change AS (
+        SELECT *, row_number() OVER w > 1
+                  AND (accrues, rate, convention) IS NOT DISTINCT FROM (lag(accrues) OVER w, lag(rate) OVER w, lag(convention) OVER w)
+                  AS same
+        FROM term t WINDOW w AS (ORDER BY since)
+    )
+    SELECT array_agg(row (since, until, accrues, rate, convention)::public.interest_term ORDER BY since)
+    FROM (SELECT since, lead(since, 1, 'infinity') OVER (ORDER BY since) AS until, accrues, rate, convention
+          FROM change WHERE NOT same) c
+$$;
+
+
+--
 -- Name: journal_entry_form(); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -218,6 +608,26 @@ END $$;
 
 
 --
+-- Name: least_balance(uuid, uuid, text, date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.least_balance(p_tenant uuid, p_loan uuid, p_account text, p_from date) RETURNS numeric
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT min(running) FROM (
+        SELECT j.effective_at, sum(sum(CASE j.direction WHEN a.normal_side THEN j.amount_minor ELSE -j.amount_minor END))
+                                   OVER (ORDER BY j.effective_at) AS running,
+               lead(j.effective_at) OVER (ORDER BY j.effective_at) AS next
+        FROM public.journal_line j
+        JOIN public.gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+        WHERE j.tenant_id = p_tenant AND j.loan_id = p_loan AND j.account_code = p_account AND j.layer = 'SETTLED'
+        GROUP BY j.effective_at) r
+    WHERE next IS NULL OR next > p_from
+$$;
+
+
+--
 -- Name: loan_accrual_wall(); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -225,21 +635,77 @@ CREATE FUNCTION public.loan_accrual_wall() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    again record;
+    bad record;
 BEGIN
-    FOR again IN SELECT tenant_id, loan_id, accrual_date, revision FROM new_accrual WHERE revision <> 0 LOOP
-        PERFORM FROM public.loan_accrual p
-        WHERE p.tenant_id = again.tenant_id AND p.loan_id = again.loan_id AND p.accrual_date = again.accrual_date
-          AND p.revision = again.revision - 1
-          AND EXISTS (SELECT FROM public.journal_entry r
-                      WHERE r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id);
-        IF NOT FOUND THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
-                MESSAGE = format('loan %s has accrued for %s', again.loan_id, again.accrual_date);
-        END IF;
-    END LOOP;
+    SELECT n.entry_id INTO bad
+    FROM (SELECT DISTINCT tenant_id, entry_id, accrual_date FROM new_accrual) n
+    WHERE NOT EXISTS (SELECT FROM public.journal_entry e
+                      WHERE e.tenant_id = n.tenant_id AND e.id = n.entry_id AND e.event_type = 'accrual'
+                        AND e.effective_at = n.accrual_date AND e.created_xid = pg_current_xact_id() OFFSET 0)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
+            MESSAGE = format('entry %s is no accrual of that date that this transaction makes', bad.entry_id);
+    END IF;
+    SELECT n.loan_id, n.accrual_date, n.revision INTO bad
+    FROM new_accrual n
+    WHERE NOT EXISTS (SELECT FROM public.loan o WHERE o.tenant_id = n.tenant_id AND o.id = n.loan_id OFFSET 0)
+       OR (n.revision <> 0
+           AND NOT EXISTS (SELECT FROM public.loan_accrual p
+                           JOIN public.journal_entry r ON r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id
+                           WHERE p.tenant_id = n.tenant_id AND p.loan_id = n.loan_id AND p.accrual_date = n.accrual_date
+                             AND p.revision = n.revision - 1 OFFSET 0))
+    LIMIT 1;
+    IF FOUND AND bad.revision <> 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
+            MESSAGE = format('loan %s has accrued for %s', bad.loan_id, bad.accrual_date);
+    ELSIF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'loan_accrual_loan',
+            MESSAGE = format('there is no loan %s', bad.loan_id);
+    END IF;
     RETURN NULL;
 END $$;
+
+
+--
+-- Name: loan_interest(uuid, uuid, date, bigint); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint) RETURNS numeric
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+DECLARE
+    v_opened date;
+    v_terms public.interest_term[];
+    v_whole numeric;
+BEGIN
+    SELECT l.opened_on, public.interest_terms(p_tenant, l.program_id, l.id, NULL) INTO v_opened, v_terms
+    FROM public.loan l WHERE l.tenant_id = p_tenant AND l.id = p_loan;
+    v_whole := public.interest_between(v_terms, v_opened, v_opened, p_through, NULL, NULL);
+    IF v_whole IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN (
+        SELECT coalesce(sum(m.net * (v_whole - public.interest_between(v_terms, v_opened, v_opened, m.effective_at, NULL, NULL))), 0)
+        FROM (SELECT j.effective_at, sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net
+              FROM public.journal_line j
+              WHERE j.tenant_id = p_tenant AND j.loan_id = p_loan AND j.loan_version <= p_version
+                AND j.layer = 'SETTLED' AND j.effective_at < p_through
+                AND j.account_code = (SELECT a.code FROM public.gl_account a
+                                      WHERE a.tenant_id = p_tenant AND a.role = 'principal')
+              GROUP BY j.effective_at) m);
+END $$;
+
+
+--
+-- Name: minor_units(numeric); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.minor_units(exact numeric) RETURNS numeric
+    LANGUAGE sql IMMUTABLE STRICT
+    RETURN (div(exact, ('16030800000'::bigint)::numeric) + CASE WHEN ((((2)::numeric * abs(mod(exact, ('16030800000'::bigint)::numeric))) > ('16030800000'::bigint)::numeric) OR ((((2)::numeric * abs(mod(exact, ('16030800000'::bigint)::numeric))) = ('16030800000'::bigint)::numeric) AND (mod(div(exact, ('16030800000'::bigint)::numeric), (2)::numeric) <> (0)::numeric))) THEN sign(exact) ELSE (0)::numeric END);
 
 
 --
@@ -478,13 +944,33 @@ BEGIN
 
         -- What the entry makes of its loans, when it is more than their balances: lent, ended, open again.
         IF v_extra ? 'loans' THEN
-            UPDATE public.loan l SET draws = m.draws, ended_as = m.ended_as
-            FROM jsonb_to_recordset(v_extra->'loans') AS m (loan_id uuid, draws int, ended_as text)
+            UPDATE public.loan l
+            SET draws = m.draws, ended_as = m.ended_as,
+                interest_posted_minor = l.interest_posted_minor + coalesce(m.accrued_minor, 0)
+            FROM jsonb_to_recordset(v_extra->'loans') AS m (loan_id uuid, draws int, ended_as text, accrued_minor bigint)
             WHERE l.tenant_id = v_tenant AND l.id = m.loan_id;
         END IF;
         IF (v_entry->>'event_type' = 'accrual') IS DISTINCT FROM (v_extra ? 'accruals') THEN
             RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
                 MESSAGE = 'an accrual, and nothing else, brings the dates that it uses up';
+        END IF;
+        IF v_entry->>'event_type' = 'reversal' THEN
+            -- An accrual of the engine gives its days back: they earn nothing until that date is accrued again.
+            WITH given_back AS (
+                SELECT x.loan_id, x.since, x.accrual_date, x.revision, x.interest_minor
+                FROM (SELECT DISTINCT (l->>'loan_id')::uuid AS loan_id FROM jsonb_array_elements(v_lines) AS l) named
+                CROSS JOIN (SELECT o.id, o.effective_at FROM public.journal_entry o
+                            WHERE o.tenant_id = v_tenant AND o.id = (v_entry->>'reverses_entry_id')::uuid OFFSET 0) o
+                JOIN public.loan_accrual x
+                    ON x.tenant_id = v_tenant AND x.loan_id = named.loan_id AND x.accrual_date = o.effective_at
+                       AND x.entry_id = o.id AND x.since IS NOT NULL
+            ), paused AS (
+                INSERT INTO public.accrual_pause (tenant_id, loan_id, from_date, to_date, reversed_revision, actor)
+                SELECT v_tenant, g.loan_id, g.since + 1, g.accrual_date, g.revision, v_entry->>'actor' FROM given_back g
+            )
+            UPDATE public.loan l SET interest_posted_minor = l.interest_posted_minor - g.interest_minor
+            FROM given_back g
+            WHERE l.tenant_id = v_tenant AND l.id = g.loan_id;
         END IF;
         IF v_extra ? 'accruals' THEN
             INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor)
@@ -525,9 +1011,117 @@ CREATE FUNCTION public.tenant_ids() RETURNS SETOF uuid
 $$;
 
 
+--
+-- Name: terms_known(public.interest_term[], date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.terms_known(p_terms public.interest_term[], p_through date) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT string_agg(concat_ws(' ', t.since, t.accrues, t.annual_rate_bps, t.convention), ',' ORDER BY t.since)
+    FROM unnest(p_terms) t WHERE t.since < p_through
+$$;
+
+
+--
+-- Name: year_fraction(text, date, date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.year_fraction(convention text, start date, stop date) RETURNS bigint
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE convention WHEN 'ACT_365'::text THEN (((stop - start))::bigint * 4392) WHEN 'ACT_360'::text THEN (((stop - start))::bigint * 4453) WHEN 'ACT_ACT'::text THEN ((((stop - start))::bigint * 4392) - (12 * ((public.days_in_leap_years(stop) - public.days_in_leap_years(start)))::bigint)) WHEN '30_360'::text THEN (4453 * ((((((360)::numeric * (EXTRACT(year FROM stop) - EXTRACT(year FROM start))) + ((30)::numeric * (EXTRACT(month FROM stop) - EXTRACT(month FROM start)))) + CASE WHEN ((EXTRACT(day FROM stop) = (31)::numeric) AND (EXTRACT(day FROM start) >= (30)::numeric)) THEN (30)::numeric ELSE EXTRACT(day FROM stop) END) - LEAST(EXTRACT(day FROM start), (30)::numeric)))::bigint) ELSE NULL::bigint END;
+
+
 SET default_tablespace = '';
 
 SET default_table_access_method = heap;
+
+--
+-- Name: accrual_chunk; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.accrual_chunk (
+    tenant_id uuid NOT NULL,
+    run_id uuid NOT NULL,
+    number integer NOT NULL,
+    after_id uuid,
+    through_id uuid,
+    loan_count integer DEFAULT 0 NOT NULL,
+    accrued_count integer DEFAULT 0 NOT NULL,
+    total_minor numeric(40,0) DEFAULT 0 NOT NULL,
+    done_at timestamp with time zone
+);
+
+ALTER TABLE ONLY public.accrual_chunk FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: accrual_exception; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.accrual_exception (
+    tenant_id uuid NOT NULL,
+    run_id uuid NOT NULL,
+    loan_id uuid NOT NULL,
+    code text NOT NULL,
+    detail text NOT NULL
+);
+
+ALTER TABLE ONLY public.accrual_exception FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: accrual_pause; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.accrual_pause (
+    id bigint NOT NULL,
+    tenant_id uuid NOT NULL,
+    loan_id uuid NOT NULL,
+    from_date date NOT NULL,
+    to_date date,
+    reversed_revision smallint,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    actor text NOT NULL,
+    CONSTRAINT accrual_pause_dates CHECK ((((reversed_revision IS NULL) AND (to_date IS NULL)) OR (to_date >= from_date)))
+);
+
+ALTER TABLE ONLY public.accrual_pause FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: accrual_pause_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_pause ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (
+    SEQUENCE NAME public.accrual_pause_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+--
+-- Name: accrual_run; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.accrual_run (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    program_id uuid NOT NULL,
+    accrual_date date NOT NULL,
+    actor text NOT NULL,
+    correlation_id uuid NOT NULL,
+    requested_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone
+);
+
+ALTER TABLE ONLY public.accrual_run FORCE ROW LEVEL SECURITY;
+
 
 --
 -- Name: auth_group; Type: TABLE; Schema: public; Owner: -
@@ -928,6 +1522,11 @@ CREATE TABLE public.loan (
     last_posted_at timestamp with time zone,
     draws integer DEFAULT 0 NOT NULL,
     ended_as text,
+    accrued_through date,
+    accrued_version bigint DEFAULT 0 NOT NULL,
+    accrued_terms bigint,
+    interest_exact numeric(60,0) DEFAULT 0 NOT NULL,
+    interest_posted_minor bigint DEFAULT 0 NOT NULL,
     CONSTRAINT loan_draws CHECK ((draws >= 0)),
     CONSTRAINT loan_ended_as CHECK ((ended_as = ANY (ARRAY['charged_off'::text, 'refinanced'::text]))),
     CONSTRAINT loan_limit CHECK ((principal_limit_minor > 0))
@@ -947,7 +1546,8 @@ CREATE TABLE public.loan_accrual (
     accrual_date date NOT NULL,
     revision smallint NOT NULL,
     entry_id uuid NOT NULL,
-    interest_minor bigint NOT NULL
+    interest_minor bigint NOT NULL,
+    since date
 );
 
 ALTER TABLE ONLY public.loan_accrual FORCE ROW LEVEL SECURITY;
@@ -1267,6 +1867,46 @@ CREATE TABLE public.tenant (
 );
 
 ALTER TABLE ONLY public.tenant FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: accrual_chunk accrual_chunk_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_chunk
+    ADD CONSTRAINT accrual_chunk_pkey PRIMARY KEY (tenant_id, run_id, number);
+
+
+--
+-- Name: accrual_exception accrual_exception_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_exception
+    ADD CONSTRAINT accrual_exception_pkey PRIMARY KEY (tenant_id, run_id, loan_id);
+
+
+--
+-- Name: accrual_pause accrual_pause_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_pause
+    ADD CONSTRAINT accrual_pause_pkey PRIMARY KEY (tenant_id, loan_id, id);
+
+
+--
+-- Name: accrual_run accrual_run_one_per_program_and_date; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_run
+    ADD CONSTRAINT accrual_run_one_per_program_and_date UNIQUE (tenant_id, program_id, accrual_date);
+
+
+--
+-- Name: accrual_run accrual_run_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_run
+    ADD CONSTRAINT accrual_run_pkey PRIMARY KEY (tenant_id, id);
 
 
 --
@@ -1638,6 +2278,13 @@ ALTER TABLE ONLY public.tenant
 
 
 --
+-- Name: accrual_run_unfinished; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX accrual_run_unfinished ON public.accrual_run USING btree (tenant_id, requested_at) WHERE (finished_at IS NULL);
+
+
+--
 -- Name: auth_group_name_a6ea08ec_like; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -1918,6 +2565,42 @@ CREATE INDEX oauth2_provider_refreshtoken_user_id_da837fce ON public.oauth2_prov
 
 
 --
+-- Name: accrual_chunk accrual_chunk_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_chunk_never_goes BEFORE DELETE OR TRUNCATE ON public.accrual_chunk FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_chunk ENABLE ALWAYS TRIGGER accrual_chunk_never_goes;
+
+
+--
+-- Name: accrual_pause accrual_pause_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_pause_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.accrual_pause FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_pause ENABLE ALWAYS TRIGGER accrual_pause_append_only;
+
+
+--
+-- Name: accrual_run accrual_run_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_run_identity BEFORE UPDATE OF tenant_id, id, program_id, accrual_date, requested_at ON public.accrual_run FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_run ENABLE ALWAYS TRIGGER accrual_run_identity;
+
+
+--
+-- Name: accrual_run accrual_run_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_run_never_goes BEFORE DELETE OR TRUNCATE ON public.accrual_run FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_run ENABLE ALWAYS TRIGGER accrual_run_never_goes;
+
+
+--
 -- Name: gl_account gl_account_identity; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -2107,6 +2790,46 @@ ALTER TABLE public.tenant ENABLE ALWAYS TRIGGER tenant_never_goes;
 
 
 --
+-- Name: accrual_chunk accrual_chunk_run; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_chunk
+    ADD CONSTRAINT accrual_chunk_run FOREIGN KEY (tenant_id, run_id) REFERENCES public.accrual_run(tenant_id, id);
+
+
+--
+-- Name: accrual_exception accrual_exception_loan; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_exception
+    ADD CONSTRAINT accrual_exception_loan FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan(tenant_id, id);
+
+
+--
+-- Name: accrual_exception accrual_exception_run; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_exception
+    ADD CONSTRAINT accrual_exception_run FOREIGN KEY (tenant_id, run_id) REFERENCES public.accrual_run(tenant_id, id);
+
+
+--
+-- Name: accrual_pause accrual_pause_loan; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_pause
+    ADD CONSTRAINT accrual_pause_loan FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan(tenant_id, id);
+
+
+--
+-- Name: accrual_run accrual_run_program; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_run
+    ADD CONSTRAINT accrual_run_program FOREIGN KEY (tenant_id, program_id) REFERENCES public.program(tenant_id, id);
+
+
+--
 -- Name: auth_group_permissions auth_group_permissio_permission_id_84c5c92e_fk_auth_perm; Type: FK CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -2208,22 +2931,6 @@ ALTER TABLE ONLY public.journal_entry
 
 ALTER TABLE ONLY public.journal_entry
     ADD CONSTRAINT journal_entry_settles FOREIGN KEY (tenant_id, settles_entry_id) REFERENCES public.journal_entry(tenant_id, id);
-
-
---
--- Name: loan_accrual loan_accrual_entry; Type: FK CONSTRAINT; Schema: public; Owner: -
---
-
-ALTER TABLE ONLY public.loan_accrual
-    ADD CONSTRAINT loan_accrual_entry FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry(tenant_id, id);
-
-
---
--- Name: loan_accrual loan_accrual_loan; Type: FK CONSTRAINT; Schema: public; Owner: -
---
-
-ALTER TABLE ONLY public.loan_accrual
-    ADD CONSTRAINT loan_accrual_loan FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan(tenant_id, id);
 
 
 --
@@ -2376,6 +3083,58 @@ ALTER TABLE ONLY public.program
 
 ALTER TABLE ONLY public.program_terms
     ADD CONSTRAINT program_terms_program FOREIGN KEY (tenant_id, program_id) REFERENCES public.program(tenant_id, id);
+
+
+--
+-- Name: accrual_chunk; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_chunk ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: accrual_chunk accrual_chunk_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY accrual_chunk_tenant ON public.accrual_chunk USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: accrual_exception; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_exception ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: accrual_exception accrual_exception_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY accrual_exception_tenant ON public.accrual_exception USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: accrual_pause; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_pause ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: accrual_pause accrual_pause_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY accrual_pause_tenant ON public.accrual_pause USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: accrual_run; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_run ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: accrual_run accrual_run_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY accrual_run_tenant ON public.accrual_run USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
 
 
 --
@@ -2564,6 +3323,48 @@ GRANT USAGE ON SCHEMA public TO hpts_readonly;
 
 
 --
+-- Name: FUNCTION accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date) TO hpts_app;
+GRANT ALL ON FUNCTION public.accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION accrue_chunk(p_run uuid, p_number integer, OUT number integer, OUT accrued bigint, OUT visited bigint, OUT excepted bigint); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.accrue_chunk(p_run uuid, p_number integer, OUT number integer, OUT accrued bigint, OUT visited bigint, OUT excepted bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.accrue_chunk(p_run uuid, p_number integer, OUT number integer, OUT accrued bigint, OUT visited bigint, OUT excepted bigint) TO hpts_app;
+
+
+--
+-- Name: FUNCTION interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date) TO hpts_app;
+GRANT ALL ON FUNCTION public.interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION least_balance(p_tenant uuid, p_loan uuid, p_account text, p_from date); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.least_balance(p_tenant uuid, p_loan uuid, p_account text, p_from date) FROM PUBLIC;
+
+
+--
+-- Name: FUNCTION loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint) TO hpts_app;
+GRANT ALL ON FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint) TO hpts_readonly;
+
+
+--
 -- Name: FUNCTION open_posting(p_tenant uuid, p_key text, p_loans uuid[], p_entries uuid[], p_since date, p_accrual date, p_mode text, OUT locked boolean, OUT fingerprint bytea, OUT response text, OUT state text); Type: ACL; Schema: public; Owner: -
 --
 
@@ -2586,6 +3387,80 @@ GRANT ALL ON FUNCTION public.record_posting(p_entries text, p_key text, p_finger
 REVOKE ALL ON FUNCTION public.tenant_ids() FROM PUBLIC;
 GRANT ALL ON FUNCTION public.tenant_ids() TO hpts_app;
 GRANT ALL ON FUNCTION public.tenant_ids() TO hpts_readonly;
+
+
+--
+-- Name: TABLE accrual_chunk; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.accrual_chunk TO hpts_app;
+GRANT SELECT ON TABLE public.accrual_chunk TO hpts_readonly;
+
+
+--
+-- Name: COLUMN accrual_chunk.through_id; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(through_id) ON TABLE public.accrual_chunk TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_chunk.done_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(done_at) ON TABLE public.accrual_chunk TO hpts_app;
+
+
+--
+-- Name: TABLE accrual_exception; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT,DELETE ON TABLE public.accrual_exception TO hpts_app;
+GRANT SELECT ON TABLE public.accrual_exception TO hpts_readonly;
+
+
+--
+-- Name: TABLE accrual_pause; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.accrual_pause TO hpts_app;
+GRANT SELECT ON TABLE public.accrual_pause TO hpts_readonly;
+
+
+--
+-- Name: TABLE accrual_run; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.accrual_run TO hpts_app;
+GRANT SELECT ON TABLE public.accrual_run TO hpts_readonly;
+
+
+--
+-- Name: COLUMN accrual_run.actor; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(actor) ON TABLE public.accrual_run TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_run.correlation_id; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(correlation_id) ON TABLE public.accrual_run TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_run.started_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(started_at) ON TABLE public.accrual_run TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_run.finished_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(finished_at) ON TABLE public.accrual_run TO hpts_app;
 
 
 --

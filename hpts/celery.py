@@ -12,7 +12,10 @@ from hpts import walls
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 
-BEAT_SCHEDULE: dict[str, dict[str, object]] = {}
+BEAT_SCHEDULE: dict[str, dict[str, object]] = {
+    # Often, because it is also what finds a run that its workers left.
+    "accrue_due": {"task": "ledger.accrue_due", "schedule": 15.0},
+}
 
 app = Celery("hpts")
 app.conf.update(

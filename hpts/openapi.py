@@ -80,6 +80,7 @@ class Operation:
     query: type[msgspec.Struct] | None
     etag: bool
     refuses: tuple[type[problems.Problem], ...]
+    status: int
     also: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -93,12 +94,14 @@ def operation(
     query: type[msgspec.Struct] | None = None,
     etag: bool = False,
     refuses: Iterable[type[problems.Problem]] = (),
+    status: int = 201,
     also: Mapping[int, str] | None = None,
 ) -> Callable[[View], View]:
     """Declare an operation of the document; its summary is the first line of the view's docstring.
 
     `returns` says in words what `answer` is; `etag`: the answer bears the loan's; `refuses`: the problems that are this
-    operation's own; `also`: other statuses with the same answer, and what they mean.
+    operation's own; `status`: what a POST answers the first time; `also`: other statuses with the
+    same answer, and what they mean.
     """
     declared = Operation(
         operation_id=operation_id,
@@ -109,6 +112,7 @@ def operation(
         query=query,
         etag=etag,
         refuses=tuple(refuses),
+        status=status,
         also=also or {},
     )
 
@@ -217,7 +221,7 @@ def _answers(declared: Operation, method: str, registry: ComponentRegistry) -> d
         replay = "A repeated request: the first answer, byte for byte."
         answers = {
             "200": _answer(replay, schema, [*headers, "Idempotency-Replayed"]),
-            "201": _answer(declared.returns, schema, headers),
+            str(declared.status): _answer(declared.returns, schema, headers),
         }
     else:
         answers = {"200": _answer(declared.returns, schema, headers)}

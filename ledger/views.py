@@ -62,6 +62,8 @@ from ledger.posting import Origin, Posting, Touches, opened
 
 S = TypeVar("S", bound=msgspec.Struct)
 
+SHOWN_EXCEPTIONS = 1_000
+
 # What every posting may be refused for, and every body that moves money of a loan.
 DATED = (EffectiveDateRefused, PeriodClosed, AmountOutOfRange)
 OF_A_LOAN = (*DATED, LoanChanged, CurrencyMismatch)
@@ -73,7 +75,7 @@ class LedgerViewSet(APIViewSet):
     """What the ledger's views share: the call of a write, the transaction of a read, pages."""
 
     def write(self, request: Request, write: Write[Any]) -> HttpResponse:
-        """Read the body, run the operation once for its key, and answer 201, or 200 with the first answer on a replay."""
+        """Read the body, run the operation once for its key, and answer, with 200 and the first answer on a replay."""
         call, body = self.call(request, write.shape)
         expected = request.META.get("HTTP_IF_MATCH")
 
@@ -83,7 +85,7 @@ class LedgerViewSet(APIViewSet):
 
         touches = write.touches(body, self.kwargs)
         done = once(call, touches, guarded)
-        response = _done(done)
+        response = _done(done, write.status)
         version = self._version_after(request, done.posting, write.loan(body, self.kwargs), touches)
         if version is not None:
             response["ETag"] = etag(version)
@@ -147,13 +149,20 @@ def posts(
 ) -> Callable[[View], View]:
     """Declare a view of a write for the API document: name and body are the operation's own."""
     return operation(
-        write.operation_id, tag, request=write.shape, answer=answer, returns=returns, refuses=refuses, etag=etag
+        write.operation_id,
+        tag,
+        request=write.shape,
+        answer=answer,
+        returns=returns,
+        refuses=refuses,
+        etag=etag,
+        status=write.status,
     )
 
 
-def _done(done: Answer) -> HttpResponse:
-    """201 with the answer, or 200 with the first one on a replay."""
-    response = answer(done.body, 200 if done.replayed else 201)
+def _done(done: Answer, status: int = 201) -> HttpResponse:
+    """The answer, or 200 with the first one on a replay."""
+    response = answer(done.body, 200 if done.replayed else status)
     if done.replayed:
         response["Idempotency-Replayed"] = "true"
     return response
@@ -278,6 +287,60 @@ class Accruals(LedgerViewSet):
         return self.write(request, ops.create_accrual_batch)
 
 
+class AccrualRuns(LedgerViewSet):
+    """The engine's nightly work. Chunks are done by workers; these views look, and ask for it."""
+
+    scopes: ClassVar = {
+        "create": ops.start_accrual_run.scope,
+        "list": "hpts:ledger:read",
+        "retrieve": "hpts:ledger:read",
+    }
+
+    @posts(
+        ops.start_accrual_run,
+        "accruals",
+        answer=shapes.AccrualRun,
+        returns="The run, as far as it is",
+        refuses=(EffectiveDateRefused, PeriodClosed, AccrualModeRefuses),
+    )
+    def create(self, request: Request, program_id: str) -> HttpResponse:
+        """Accrue a program's loans for a date.
+
+        Brings every loan to the date, also what late payments and new rates have changed. There is one run for each program and
+        date: asked for again it visits what is left. The schedule makes one each night.
+        """
+        return self.write(request, ops.start_accrual_run)
+
+    @operation(
+        "listAccrualRuns",
+        "accruals",
+        query=shapes.RunsQuery,
+        answer=shapes.AccrualRunPage,
+        returns="Page of runs, the latest date first",
+    )
+    def list(self, request: Request) -> HttpResponse:
+        """The tenant's accrual runs."""
+        query = self.query(request, shapes.RunsQuery)
+        program_id = given(query.program_id)
+        size = given(query.page_size) or DEFAULT_PAGE_SIZE
+        scope = self.page_scope(request, program_id)
+        after = _position(given(query.page_token), scope, str, str)
+        with self.read(request) as cursor:
+            found = queries.accrual_runs(cursor, program_id=program_id, after=after, limit=size + 1)
+        return answer(_page(found, size, scope, "accrual_date", "accrual_run_id"))
+
+    @operation("getAccrualRun", "accruals", answer=shapes.AccrualRunDetail, returns="The run")
+    def retrieve(self, request: Request, accrual_run_id: str) -> HttpResponse:
+        """One accrual run, with the loans that it could not accrue."""
+        self.query(request, shapes.NoQuery)
+        with self.read(request, first=SNAPSHOT) as cursor:
+            found = queries.accrual_run(cursor, run_id=accrual_run_id)
+            if found is None:
+                raise NotFound(f"There is no accrual run {accrual_run_id}.")
+            found["exceptions"] = queries.accrual_exceptions(cursor, run_id=accrual_run_id, limit=SHOWN_EXCEPTIONS)
+        return answer(found)
+
+
 class Reversals(LedgerViewSet):
     scopes: ClassVar = {"create": ops.create_reversal.scope}
 
@@ -358,7 +421,8 @@ class Programs(LedgerViewSet):
     def terms(self, request: Request, program_id: str) -> HttpResponse:
         """Change a program's terms from a date on.
 
-        What is left out stays as it is. Terms are never edited: of two for one date the later one holds.
+        What is left out stays as it is. Terms are never edited: of two for one date the later one holds. Who accrues can change
+        from a date on for which nobody has accrued yet; a new rate that dates back is carried by the next accrual run.
         """
         return self.write(request, ops.change_program_terms)
 
@@ -626,6 +690,7 @@ class Servicing(LedgerViewSet):
         "recovery": ops.record_recovery.scope,
         "refinance": ops.refinance_loan.scope,
         "restructure": ops.restructure_loan.scope,
+        "accrual_pause": ops.pause_accrual.scope,
         "suspense_allocation": ops.allocate_suspense.scope,
         "replan": ops.replan_loan.scope,
     }
@@ -721,6 +786,22 @@ class Servicing(LedgerViewSet):
         Interest and fees may become principal. Without any there is no entry; the terms are recorded.
         """
         return self.write(request, ops.restructure_loan)
+
+    @posts(
+        ops.pause_accrual,
+        "servicing",
+        answer=shapes.AccrualPause,
+        returns="Pause recorded",
+        etag=True,
+        refuses=(EffectiveDateRefused, PeriodClosed, LoanChanged),
+    )
+    def accrual_pause(self, request: Request, loan_id: str) -> HttpResponse:
+        """Pause a loan's interest.
+
+        The engine accrues nothing for these dates; what it has accrued of them is taken back by the next run. A pause without an
+        end is ended by another one from the same date.
+        """
+        return self.write(request, ops.pause_accrual)
 
     @posts(
         ops.allocate_suspense,
@@ -942,17 +1023,23 @@ def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse
 
 def _after(token: str | None, scope: list[str | None], kind: type[Any] = str) -> Any:
     """The position after which a page begins, None for the first."""
+    position = _position(token, scope, kind)
+    return position and position[0]
+
+
+def _position(token: str | None, scope: list[str | None], *kinds: type[Any]) -> Any:
+    """As `_after()`, for positions of several values."""
     if token is None:
         return None
-    (position,) = position_of(token, scope)
-    if not isinstance(position, kind):
+    position = position_of(token, scope)
+    if len(position) != len(kinds) or not all(map(isinstance, position, kinds)):
         raise InvalidPageToken("This list has not given out this page token.")
     return position
 
 
-def _page(found: list[dict[str, Any]], size: int, scope: list[str | None], name: str) -> dict[str, Any]:
+def _page(found: list[dict[str, Any]], size: int, scope: list[str | None], *names: str) -> dict[str, Any]:
     """Items and, when the query found one more than a page holds, the next page's token."""
     page: dict[str, Any] = {"items": found[:size]}
     if len(found) > size:
-        page["next_page_token"] = page_token(scope, [found[size - 1][name]])
+        page["next_page_token"] = page_token(scope, [found[size - 1][name] for name in names])
     return page

@@ -12,6 +12,9 @@ ALTER TABLE public.program_terms DROP CONSTRAINT program_terms_pkey,
 ALTER TABLE public.loan DROP CONSTRAINT loan_pkey, ADD CONSTRAINT loan_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE public.loan_terms DROP CONSTRAINT loan_terms_pkey,
     ADD CONSTRAINT loan_terms_pkey PRIMARY KEY (tenant_id, loan_id, id);
+ALTER TABLE public.accrual_pause DROP CONSTRAINT accrual_pause_pkey,
+    ADD CONSTRAINT accrual_pause_pkey PRIMARY KEY (tenant_id, loan_id, id);
+ALTER TABLE public.accrual_run DROP CONSTRAINT accrual_run_pkey, ADD CONSTRAINT accrual_run_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE public.journal_entry DROP CONSTRAINT journal_entry_pkey,
     ADD CONSTRAINT journal_entry_pkey PRIMARY KEY (tenant_id, id);
 
@@ -31,16 +34,23 @@ ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_settles
     FOREIGN KEY (tenant_id, settles_entry_id) REFERENCES public.journal_entry (tenant_id, id);
 ALTER TABLE public.loan_balance ADD CONSTRAINT loan_balance_loan
     FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
-ALTER TABLE public.loan_accrual ADD CONSTRAINT loan_accrual_loan
+ALTER TABLE public.accrual_pause ADD CONSTRAINT accrual_pause_loan
     FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
-ALTER TABLE public.loan_accrual ADD CONSTRAINT loan_accrual_entry
-    FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
+ALTER TABLE public.accrual_run ADD CONSTRAINT accrual_run_program
+    FOREIGN KEY (tenant_id, program_id) REFERENCES public.program (tenant_id, id);
+ALTER TABLE public.accrual_chunk ADD CONSTRAINT accrual_chunk_run
+    FOREIGN KEY (tenant_id, run_id) REFERENCES public.accrual_run (tenant_id, id);
+ALTER TABLE public.accrual_exception ADD CONSTRAINT accrual_exception_run
+    FOREIGN KEY (tenant_id, run_id) REFERENCES public.accrual_run (tenant_id, id);
+ALTER TABLE public.accrual_exception ADD CONSTRAINT accrual_exception_loan
+    FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
 ALTER TABLE public.outbox_message ADD CONSTRAINT outbox_message_entry
     FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
 
--- The rows that each posting updates keep room on their page, so that the update touches no index.
-ALTER TABLE public.loan SET (fillfactor = 70);
-ALTER TABLE public.loan_balance SET (fillfactor = 70);
+-- The rows that each posting updates keep room on their page, so that the update touches no index: a second version of all of
+-- them, because a night's accrual updates every one.
+ALTER TABLE public.loan SET (fillfactor = 48);
+ALTER TABLE public.loan_balance SET (fillfactor = 48);
 
 -- 2. Nothing in the books changes ------------------------------------------------------------------------------------
 CREATE FUNCTION public.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -56,14 +66,14 @@ DECLARE
 BEGIN
     -- Rows that never change.
     FOREACH name IN ARRAY ARRAY['program', 'program_terms', 'loan_terms', 'journal_entry', 'journal_line',
-                                'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close']
+                                'loan_accrual', 'accrual_pause', 'idempotency_key', 'outbox_message', 'period_close']
     LOOP
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE OR DELETE OR TRUNCATE ON public.%I '
                        'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_append_only', name);
         EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || '_append_only');
     END LOOP;
     -- Rows that move, and never go.
-    FOREACH name IN ARRAY ARRAY['tenant', 'gl_account', 'loan', 'loan_balance']
+    FOREACH name IN ARRAY ARRAY['tenant', 'gl_account', 'loan', 'loan_balance', 'accrual_run', 'accrual_chunk']
     LOOP
         EXECUTE format('CREATE TRIGGER %I BEFORE DELETE OR TRUNCATE ON public.%I '
                        'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_never_goes', name);
@@ -81,6 +91,10 @@ CREATE TRIGGER loan_identity_stays
 CREATE TRIGGER loan_balance_identity
     BEFORE UPDATE OF tenant_id, loan_id, account_code, layer, currency, floored ON public.loan_balance
     FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+CREATE TRIGGER accrual_run_identity
+    BEFORE UPDATE OF tenant_id, id, program_id, accrual_date, requested_at ON public.accrual_run
+    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+ALTER TABLE public.accrual_run ENABLE ALWAYS TRIGGER accrual_run_identity;
 ALTER TABLE public.gl_account ENABLE ALWAYS TRIGGER gl_account_identity;
 ALTER TABLE public.loan ENABLE ALWAYS TRIGGER loan_identity_stays;
 ALTER TABLE public.loan_balance ENABLE ALWAYS TRIGGER loan_balance_identity;
@@ -285,22 +299,38 @@ CREATE TRIGGER journal_entry_wall AFTER INSERT ON public.journal_entry
     FOR EACH ROW EXECUTE FUNCTION public.journal_entry_wall();
 ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_wall;
 
--- A date accrues again only after the entry that accrued it was reversed.
+-- An accrual's dates come with its entry, about loans of the tenant; a date accrues again only after the entry that accrued it
+-- was reversed. Looked at in one go, because a run brings thousands of rows: foreign keys would fire twice for each.
 CREATE FUNCTION public.loan_accrual_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    again record;
+    bad record;
 BEGIN
-    FOR again IN SELECT tenant_id, loan_id, accrual_date, revision FROM new_accrual WHERE revision <> 0 LOOP
-        PERFORM FROM public.loan_accrual p
-        WHERE p.tenant_id = again.tenant_id AND p.loan_id = again.loan_id AND p.accrual_date = again.accrual_date
-          AND p.revision = again.revision - 1
-          AND EXISTS (SELECT FROM public.journal_entry r
-                      WHERE r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id);
-        IF NOT FOUND THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
-                MESSAGE = format('loan %s has accrued for %s', again.loan_id, again.accrual_date);
-        END IF;
-    END LOOP;
+    SELECT n.entry_id INTO bad
+    FROM (SELECT DISTINCT tenant_id, entry_id, accrual_date FROM new_accrual) n
+    WHERE NOT EXISTS (SELECT FROM public.journal_entry e
+                      WHERE e.tenant_id = n.tenant_id AND e.id = n.entry_id AND e.event_type = 'accrual'
+                        AND e.effective_at = n.accrual_date AND e.created_xid = pg_current_xact_id() OFFSET 0)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
+            MESSAGE = format('entry %s is no accrual of that date that this transaction makes', bad.entry_id);
+    END IF;
+    SELECT n.loan_id, n.accrual_date, n.revision INTO bad
+    FROM new_accrual n
+    WHERE NOT EXISTS (SELECT FROM public.loan o WHERE o.tenant_id = n.tenant_id AND o.id = n.loan_id OFFSET 0)
+       OR (n.revision <> 0
+           AND NOT EXISTS (SELECT FROM public.loan_accrual p
+                           JOIN public.journal_entry r ON r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id
+                           WHERE p.tenant_id = n.tenant_id AND p.loan_id = n.loan_id AND p.accrual_date = n.accrual_date
+                             AND p.revision = n.revision - 1 OFFSET 0))
+    LIMIT 1;
+    IF FOUND AND bad.revision <> 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
+            MESSAGE = format('loan %s has accrued for %s', bad.loan_id, bad.accrual_date);
+    ELSIF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'loan_accrual_loan',
+            MESSAGE = format('there is no loan %s', bad.loan_id);
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -333,7 +363,8 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['tenant', 'program', 'program_terms', 'gl_account', 'loan', 'loan_terms', 'journal_entry',
-                                'journal_line', 'loan_balance', 'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close']
+                                'journal_line', 'loan_balance', 'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close',
+                                'accrual_pause', 'accrual_run', 'accrual_chunk', 'accrual_exception']
     LOOP
         EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
@@ -349,8 +380,13 @@ END $$;
 -- keys and outbox through record_posting alone.
 GRANT SELECT ON public.tenant, public.program, public.program_terms, public.gl_account, public.loan, public.loan_terms,
     public.journal_entry, public.journal_line, public.loan_balance, public.loan_accrual, public.idempotency_key,
-    public.outbox_message, public.period_close TO hpts_app, hpts_readonly;
+    public.outbox_message, public.period_close, public.accrual_pause, public.accrual_run, public.accrual_chunk,
+    public.accrual_exception TO hpts_app, hpts_readonly;
 GRANT INSERT ON public.tenant, public.program, public.program_terms, public.gl_account, public.loan_terms,
-    public.period_close TO hpts_app;
+    public.period_close, public.accrual_pause, public.accrual_run, public.accrual_chunk, public.accrual_exception TO hpts_app;
 GRANT INSERT (tenant_id, id, borrower_id, program_id, currency, opened_on, principal_limit_minor) ON public.loan TO hpts_app;
 GRANT UPDATE (closed_at, closure_reason) ON public.gl_account TO hpts_app;
+-- A run is work, not books: the application starts it, cuts it into chunks and ends it.
+GRANT UPDATE (actor, correlation_id, started_at, finished_at) ON public.accrual_run TO hpts_app;
+GRANT UPDATE (through_id, done_at) ON public.accrual_chunk TO hpts_app;
+GRANT UPDATE (code, detail), DELETE ON public.accrual_exception TO hpts_app;
