@@ -727,10 +727,11 @@ def accruals_due(cursor: CursorWrapper) -> list[tuple[str, date]]:
            FROM program p
            JOIN tenant n ON n.id = p.tenant_id
            CROSS JOIN LATERAL (SELECT (clock_timestamp() AT TIME ZONE n.timezone)::date AS today) now
-           -- The last time that the engine accrued without a break. A program's first terms hold for every date; it has
-           -- existed since it was made.
+           -- The last time that the engine accrued without a break. A program's first terms hold for every date: by them the
+           -- engine accrues from the day on which the program was made.
            CROSS JOIN LATERAL (
-               SELECT greatest(m.effective_at, (p.created_at AT TIME ZONE n.timezone)::date) AS since, m.until
+               SELECT CASE WHEN m.before IS NULL THEN (p.created_at AT TIME ZONE n.timezone)::date ELSE m.effective_at END
+                          AS since, m.until
                FROM (SELECT c.*, coalesce(lead(c.effective_at) OVER (ORDER BY c.effective_at, c.id), 'infinity') AS until
                      FROM (SELECT t.id, t.effective_at, t.accrual_mode,
                                   lag(t.accrual_mode) OVER (ORDER BY t.effective_at, t.id) AS before
