@@ -228,7 +228,7 @@ DECLARE
     v_last uuid;
     v_terms public.interest_term[];
     v_ids uuid[];
-    v_id uuid := uuidv7();
+    v_id uuid;
     v_posted_at timestamptz;
     v_head text;
     v_tail text;
@@ -279,6 +279,9 @@ BEGIN
           ORDER BY l.id FOR NO KEY UPDATE) held;
 
     v_posted_at := clock_timestamp();
+    -- A UUIDv7 (RFC 9562), as posting.py makes them: milliseconds, then chance.
+    v_id := overlay(lpad(to_hex((extract(epoch FROM v_posted_at) * 1000)::bigint), 12, '0') PLACING '-' FROM 9 FOR 0)
+            || '-7' || substr(gen_random_uuid()::text, 16);
     v_head := '{"actor":' || to_json(v_run.actor) || ',"correlation_id":"' || v_run.correlation_id || '","effective_at":"'
               || to_char(v_run.accrual_date, 'YYYY-MM-DD') || '","event_type":"accrual","journal_entry_id":"' || v_id || '","lines":[';
     v_tail := '],"posted_at":"' || to_char(v_posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '","tenant_id":"'

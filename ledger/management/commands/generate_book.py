@@ -18,6 +18,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from hpts.tenancy import tenant_transaction
 from ledger import masters, queries
 from ledger.chart import RECEIVABLES
+from ledger.demo import TENANT_ID
 from ledger.events import Disbursement
 from ledger.management.terminal import bar, known_tenant
 from ledger.models import DAY_COUNTS
@@ -34,7 +35,7 @@ class Command(BaseCommand):
     help = "Make a program of the engine with many loans, lent over the days before today."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--tenant", required=True, metavar="ID")
+        parser.add_argument("--tenant", default=TENANT_ID, metavar="ID", help="the demo tenant when it is left out")
         parser.add_argument("--loans", type=int, default=1_000, metavar="N")
         parser.add_argument(
             "--days", type=int, default=7, metavar="N", help="lent on the first of so many days before today"
