@@ -14,7 +14,7 @@ from collections.abc import Callable
 from datetime import date
 from typing import Any
 
-from django.db import DatabaseError, OperationalError
+from django.db import DatabaseError
 from django.db.backends.utils import CursorWrapper
 
 from hpts.pipeline import Statement
@@ -27,6 +27,7 @@ from ledger.posting import (
     ROLLBACK_TO_SAVEPOINT,
     SAVEPOINT,
     Origin,
+    passes,
     refused_by,
     with_retries,
 )
@@ -175,9 +176,9 @@ def _isolate(tenant_id: str, run_id: str) -> bool:
         transaction.run(SAVEPOINT)
         try:
             transaction.run(ACCRUE, (run_id, str(number)))
-        except OperationalError:
-            raise  # Nothing is wrong with the loans.
         except DatabaseError as error:
+            if passes(error):
+                raise  # Nothing is wrong with the loans.
             refusal = refused_by(error)
             if refusal is None:
                 logger.exception("a chunk of run %s cannot be accrued", run_id)
