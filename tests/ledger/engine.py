@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date, timedelta
 from typing import Any
+
+import psycopg
 
 from hpts.tenancy import tenant_transaction
 from ledger import masters, operations, proof, queries, runs
 from ledger import serializers as shapes
 from tests.conftest import Loan
-from tests.ledger.conftest import OPENED_ON, Books, open_books
+from tests.ledger.conftest import OPENED_ON, Books, open_books, session
 
 Json = dict[str, Any]
 
@@ -112,6 +116,11 @@ class EngineBooks(Books):
 
     # Readings
 
+    @property
+    def today(self) -> date:
+        with tenant_transaction(self.tenant_id) as cursor:
+            return queries.today(cursor)
+
     def posted(self, loan: Loan) -> int:
         """The interest that the journal says, whatever has become of it since."""
         ((minor,),) = self.rows(
@@ -151,6 +160,17 @@ class EngineBooks(Books):
         with tenant_transaction(self.tenant_id) as cursor:
             masters.create_program(cursor, **terms)
         return program_id
+
+
+@contextmanager
+def walls_off(tenant_id: str, **triggers: str) -> Iterator[psycopg.Connection[Any]]:
+    """A superuser's transaction in which a trigger of a table (`table=trigger`) does not fire."""
+    with session("superuser", tenant_id, replica=True) as connection:
+        for table, trigger in triggers.items():
+            connection.execute(f"ALTER TABLE {table} DISABLE TRIGGER {trigger}")
+        yield connection
+        for table, trigger in triggers.items():
+            connection.execute(f"ALTER TABLE {table} ENABLE ALWAYS TRIGGER {trigger}")
 
 
 def engine_books(*, loans: int = 0, **program: Any) -> EngineBooks:
