@@ -13,7 +13,8 @@ class HptsConfig(AppConfig):
     verbose_name = "Who may call"
 
     def ready(self) -> None:
-        from hpts import walls  # noqa: F401 (registers the check of the database's role)
+        # The check of the database's role, and the broker that tasks are sent to, also from the web server.
+        from hpts import celery, walls  # noqa: F401
 
         request_started.disconnect(reset_queries)
         request_started.disconnect(close_old_connections)

@@ -18,6 +18,8 @@ BEAT_SCHEDULE: dict[str, dict[str, object]] = {
 }
 
 app = Celery("hpts")
+# For every thread: who makes an application is otherwise alone in using it.
+app.set_default()
 app.conf.update(
     broker_url=settings.REDIS_URL,
     # Results live in the database, written by the task's own transaction.

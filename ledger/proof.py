@@ -575,8 +575,9 @@ def closed_periods_stay_as_they_were(cursor: CursorWrapper) -> list[Breach]:
 
 
 def accruals_are_live_once(cursor: CursorWrapper) -> list[Breach]:
-    """I7. A loan has one accrual per date that is not reversed; each is of its entry, on its date, with that entry's interest: its
-    income, because a correction that takes more than the loan owes is the borrower's for the rest."""
+    """I7. A loan has one accrual per date that is not reversed; each is of its entry, on its date, with that entry's interest.
+
+    That is its income: what a correction takes beyond the interest owed is the borrower's."""
     return _breaches(
         cursor,
         """WITH accrued AS (

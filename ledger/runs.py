@@ -205,7 +205,9 @@ def _part(cursor: CursorWrapper, run_id: str, number: int, refusal: Problem) -> 
     if len(loans) > 1 and not _stops_all(cursor, refusal):
         params["middle"] = loans[len(loans) // 2 - 1]
         # Those who cut at once number their pieces one after the other.
-        cursor.execute("SELECT FROM accrual_run WHERE tenant_id = %(tenant)s AND id = %(run)s FOR NO KEY UPDATE", params)
+        cursor.execute(
+            "SELECT FROM accrual_run WHERE tenant_id = %(tenant)s AND id = %(run)s FOR NO KEY UPDATE", params
+        )
         cursor.execute(
             """INSERT INTO accrual_chunk (tenant_id, run_id, number, after_id, through_id)
                SELECT tenant_id, run_id, (SELECT max(number) + 1 FROM accrual_chunk

@@ -23,7 +23,7 @@ from ledger import masters, operations, runs
 from ledger import serializers as shapes
 from ledger.models import DAY_COUNTS
 from tests.conftest import Loan
-from tests.ledger.conftest import contents, nothing_changes, onlooker, race, session
+from tests.ledger.conftest import contents, nothing_changes, onlooker, race
 from tests.ledger.engine import EngineBooks, day, engine_books, walls_off
 from tests.ledger.interest_model import DAY, ModelLoan, ModelProgram, OwnTerms, Pause, ProgramTerms
 
@@ -112,8 +112,8 @@ class Book:
             (3, self.take_accrual_back),
             (3, self.restructure),
             (3, self.pause),
-            (1, self.charge_off),
-            (1, self.refinance),
+            (2, self.charge_off),
+            (2, self.refinance),
         ]
         (made,) = self.dice.choices([each for _, each in steps], [weight for weight, _ in steps])
         ago = self.dice.choice([0, 0, 0, 1, 2, self.dice.randint(0, 40)])
@@ -200,16 +200,31 @@ class Book:
         life.model.forget(first)
 
     def charge_off(self, life: Life, on: date) -> None:
-        owed = self.books.owed(life.loan)[0]
-        expected = max(life.model.whole(on) - life.posted_minor, -owed)
+        expected = self._brought_by_an_ending(life, on)
         self._take(self.books.charge_off(life.loan, on.isoformat()), came_with=expected)
 
     def refinance(self, life: Life, on: date) -> None:
-        owed = self.books.owed(life.loan)[0]
-        expected = max(life.model.whole(on) - life.posted_minor, -owed)
+        expected = self._brought_by_an_ending(life, on)
         entry_id, new = self.books.refinance(life.loan, on.isoformat(), cash_out=self.dice.choice([0, 5_000]))
         self._meet(new, on)
         self._take(entry_id, came_with=expected)
+
+    def _brought_by_an_ending(self, life: Life, on: date) -> int:
+        """The interest up to its date; of what was posted too much, what the loan has owed on every day since."""
+        missing = life.model.whole(on) - life.posted_minor
+        if missing >= 0:
+            return missing
+        rows = onlooker().execute(
+            """SELECT effective_at, sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END)::bigint
+               FROM journal_line WHERE tenant_id = %s AND loan_id = %s AND account_code = '1200' GROUP BY 1""",
+            (self.books.tenant_id, life.loan.loan_id),
+        )
+        moved = dict(rows.fetchall())
+        days = [on, *(each for each in moved if each > on)]
+        lowest = min(sum(net for moved_on, net in moved.items() if moved_on <= each) for each in days)
+        owed = sum(moved.values())
+        too_much = min(-missing, owed)
+        return -min(too_much, max(lowest - (owed - too_much), 0))
 
     def _from(self, on: date) -> str:
         return self.dice.choice([on, self.today]).isoformat()
@@ -524,13 +539,27 @@ def test_the_reversal_of_a_refinance_takes_its_interest_back(books: EngineBooks)
     books.is_sound()
 
 
-def test_an_ending_before_what_runs_have_accrued_takes_the_rest_back(books: EngineBooks) -> None:
+def test_an_ending_before_what_runs_have_accrued_leaves_the_rest_to_the_next_run(books: EngineBooks) -> None:
+    """On its own date the loan did not yet owe what it would take back."""
     loan = books.lend()
     books.accrue_each(1, 6)
     books.charge_off(loan, day(4))
-    assert books.posted(loan) == 4_000
+    assert (books.posted(loan), books.owed(loan)) == (6_000, (2_000, 0))
     books.accrue(day(7))
     assert (books.posted(loan), books.owed(loan)) == (4_000, (0, 0))
+    books.is_sound()
+
+
+def test_an_ending_takes_back_what_a_run_has_not_yet_corrected(books: EngineBooks) -> None:
+    loan = books.lend()
+    books.accrue_each(1, 6)
+    books.set_terms(day(2), annual_rate_bps=0)
+    entry_id = books.charge_off(loan, day(6))
+    assert (books.posted(loan), books.owed(loan)) == (2_000, (0, 0))
+    books.reverse(entry_id, day(6))
+    assert (books.posted(loan), books.owed(loan)) == (6_000, (6_000, 0))
+    books.accrue(day(7))
+    assert (books.posted(loan), books.owed(loan)) == (2_000, (2_000, 0))
     books.is_sound()
 
 
@@ -545,6 +574,22 @@ def test_a_paid_off_loan_is_left_alone_and_comes_back_when_its_past_changes(book
     books.set_terms(day(1), annual_rate_bps=7_300)
     books.accrue(day(7))
     assert (books.posted(loan), books.owed(loan)) == (5_000, (2_000, 0))
+    books.is_sound()
+
+
+@pytest.mark.parametrize("what", ["pause", "restructure"])
+def test_a_loan_without_principal_is_corrected_by_what_is_agreed_on_it_alone(books: EngineBooks, what: str) -> None:
+    loan = books.lend()
+    books.post(books.fee(loan, 70, day(0)))
+    books.accrue_each(1, 3)
+    books.post(books.payment(loan, 1_003_000, day(3)))
+    books.accrue_each(4, 5)
+    if what == "pause":
+        books.pause(loan, day(2))
+    else:
+        books.restructure(loan, day(1), annual_rate_bps=0)
+    books.accrue(day(6))
+    assert books.posted(loan) == 1_000
     books.is_sound()
 
 
@@ -736,6 +781,17 @@ def test_a_closed_account_keeps_every_loan_from_accruing_and_says_so(books: Engi
     assert run["exceptions"] == {loan.loan_id: "account_closed" for loan in loans}
     assert (run["accrued_count"], run["total_accrued_minor"]) == (0, "0")
     assert [books.posted(loan) for loan in loans] == [1_000] * 3
+
+
+def test_a_closed_account_that_one_loan_needs_stops_that_one_alone(books: EngineBooks) -> None:
+    corrected, others = books.lend(), [books.lend() for _ in range(4)]
+    books.accrue(day(1))
+    books.post(books.payment(corrected, 1_000, day(1)))
+    books.restructure(corrected, day(0), annual_rate_bps=0)
+    close = shapes.NewClosure(reason="Moved")  # type: ignore[arg-type]
+    books.run(operations.close_account, close, account_code="2000")
+    assert books.accrue(day(2))["exceptions"] == {corrected.loan_id: "account_closed"}
+    assert [books.posted(loan) for loan in others] == [2_000] * 4
 
 
 def test_a_period_that_closes_before_its_run_leaves_the_date_to_the_next_one(books: EngineBooks) -> None:
