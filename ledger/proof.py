@@ -575,7 +575,9 @@ def closed_periods_stay_as_they_were(cursor: CursorWrapper) -> list[Breach]:
 
 
 def accruals_are_live_once(cursor: CursorWrapper) -> list[Breach]:
-    """I7. A loan has one accrual per date that is not reversed; each is of its entry, on its date, with that entry's interest."""
+    """I7. A loan has one accrual per date that is not reversed; each is of its entry, on its date, with that entry's interest.
+
+    That is its income: what a correction takes beyond the interest owed is the borrower's."""
     return _breaches(
         cursor,
         """WITH accrued AS (
@@ -608,7 +610,6 @@ def accruals_are_live_once(cursor: CursorWrapper) -> list[Breach]:
                         CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END
                  FROM journal_line l
                  JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id AND e.event_type = 'accrual'
-                 -- Income, because a correction may take from suspense what interest does not hold.
                  JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.role = 'interest_income'
                  WHERE l.tenant_id = %(tenant)s) both_sides
            GROUP BY loan_id, entry_id
