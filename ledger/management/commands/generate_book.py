@@ -1,6 +1,6 @@
 """`manage.py generate_book`: a program of the engine with as many loans as one likes, lent and ready to accrue.
 
-For trying accrual runs out and for measuring them. Everything is posted through the one write path, many loans to a
+For trying accrual runs out and for measuring them. Where beat runs it begins to accrue the book at once, date after date. Everything is posted through the one write path, many loans to a
 transaction; a repeated run adds to the book.
 """
 
@@ -62,7 +62,7 @@ class Command(BaseCommand):
                 annual_rate_bps=options["rate"],
                 day_count_convention=options["day_count"],
                 waterfall=RECEIVABLES,
-                accrual_mode="engine",
+                accrual_mode="client",
             )
         origin = Origin(tenant_id, ACTOR, str(uuid.uuid4()))
         rounds = -(-loans // TOGETHER)
@@ -70,6 +70,16 @@ class Command(BaseCommand):
         for number in bar(range(rounds), "Lending", total=rounds, shown=not options["json"]):
             count = min(TOGETHER, loans - number * TOGETHER)
             _lend(origin, program_id, currency, list(_drawn(draw, count)), since)
+        # Only now, so that no night's run finds half of the book.
+        with tenant_transaction(tenant_id) as cursor:
+            masters.add_program_terms(
+                cursor,
+                program_id=program_id,
+                effective_at=since + timedelta(days=1),
+                annual_rate_bps=None,
+                waterfall=None,
+                accrual_mode="engine",
+            )
         report = {"program_id": program_id, "loans": loans, "from_date": since.isoformat(), "currency": currency}
         self.stdout.write(
             json.dumps(report)
