@@ -1,7 +1,7 @@
 """`manage.py generate_book`: a program of the engine with as many loans as one likes, lent and ready to accrue.
 
-For trying accrual runs out and for measuring them. Where beat runs it begins to accrue the book at once, date after date. Everything is posted through the one write path, many loans to a
-transaction; a repeated run adds to the book.
+For trying accrual runs out and for measuring them. Where beat runs it begins to accrue the book at once, date after date.
+Everything is posted through the one write path, many loans to a transaction; a repeated run makes another book.
 """
 
 from __future__ import annotations
