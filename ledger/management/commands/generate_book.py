@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
+from django.utils import timezone
 
 from hpts.tenancy import tenant_transaction
 from ledger import masters, queries
@@ -21,7 +22,7 @@ from ledger.chart import RECEIVABLES
 from ledger.events import Disbursement
 from ledger.management.terminal import bar, known_tenant
 from ledger.models import DAY_COUNTS
-from ledger.posting import Origin, Touches, opened, with_retries
+from ledger.posting import Origin, Touches, opened, uuid7, with_retries
 
 ACTOR = "command:generate_book"
 TOGETHER = 250
@@ -68,7 +69,7 @@ class Command(BaseCommand):
         draw = Random(options["seed"])  # noqa: S311 (no secret)
         for number in bar(range(rounds), "Lending", total=rounds, shown=not options["json"]):
             count = min(TOGETHER, loans - number * TOGETHER)
-            _lend(origin, program_id, currency, list(_drawn(draw, count)), since)
+            _lend(origin, program_id, currency, list(_drawn(draw, count, timezone.now().isoformat())), since)
         report = {"program_id": program_id, "loans": loans, "from_date": since.isoformat(), "currency": currency}
         self.stdout.write(
             json.dumps(report)
@@ -77,11 +78,11 @@ class Command(BaseCommand):
         )
 
 
-def _drawn(draw: Random, count: int) -> Iterator[tuple[str, int, int | None]]:
+def _drawn(draw: Random, count: int, made_at: str) -> Iterator[tuple[str, int, int | None]]:
     """Loans by id, principal in minor units, and a rate of their own or None."""
     for _ in range(count):
         own_rate = draw.randrange(300, 3_000, 25) if draw.random() < OWN_RATE_SHARE else None
-        yield str(uuid.uuid4()), draw.randrange(*PRINCIPAL_MINOR), own_rate
+        yield uuid7(made_at), draw.randrange(*PRINCIPAL_MINOR), own_rate
 
 
 def _lend(
