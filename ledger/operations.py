@@ -49,7 +49,7 @@ from ledger.events import (
     Reversal,
     SuspenseAllocated,
 )
-from ledger.posting import Posted, Posting, Touches, day_before
+from ledger.posting import Posted, Posting, Touches, day_before, uuid7
 from ledger.replan import plan_hash, planned, post_plan
 from ledger.rules.ending import ended_with
 from ledger.rules.payment import returned_entry
@@ -597,7 +597,7 @@ def create_loan(posting: Posting, body: shapes.NewLoan, path: Path) -> Members:
     created = masters.create_loan(
         posting.cursor,
         on=posting.today,
-        loan_id=given(body.loan_id) or str(uuid.uuid4()),
+        loan_id=given(body.loan_id) or uuid7(posting.posted_at),
         borrower_id=body.borrower_id,
         program_id=body.program_id,
         opened_on=body.opened_on,

@@ -14,6 +14,7 @@ from random import Random
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandParser
+from django.utils import timezone
 
 from hpts.tenancy import tenant_transaction
 from ledger import masters, queries
@@ -22,7 +23,7 @@ from ledger.demo import TENANT_ID
 from ledger.events import Disbursement
 from ledger.management.terminal import bar, known_tenant
 from ledger.models import DAY_COUNTS
-from ledger.posting import Origin, Touches, opened, with_retries
+from ledger.posting import Origin, Touches, opened, uuid7, with_retries
 
 ACTOR = "command:generate_book"
 TOGETHER = 250
@@ -69,7 +70,7 @@ class Command(BaseCommand):
         draw = Random(options["seed"])  # noqa: S311 (no secret)
         for number in bar(range(rounds), "Lending", total=rounds, shown=not options["json"]):
             count = min(TOGETHER, loans - number * TOGETHER)
-            _lend(origin, program_id, currency, list(_drawn(draw, count)), since)
+            _lend(origin, program_id, currency, list(_drawn(draw, count, timezone.now().isoformat())), since)
         # Only now, so that no night's run finds half of the book.
         with tenant_transaction(tenant_id) as cursor:
             masters.add_program_terms(
@@ -88,11 +89,11 @@ class Command(BaseCommand):
         )
 
 
-def _drawn(draw: Random, count: int) -> Iterator[tuple[str, int, int | None]]:
+def _drawn(draw: Random, count: int, made_at: str) -> Iterator[tuple[str, int, int | None]]:
     """Loans by id, principal in minor units, and a rate of their own or None."""
     for _ in range(count):
         own_rate = draw.randrange(300, 3_000, 25) if draw.random() < OWN_RATE_SHARE else None
-        yield str(uuid.uuid4()), draw.randrange(*PRINCIPAL_MINOR), own_rate
+        yield uuid7(made_at), draw.randrange(*PRINCIPAL_MINOR), own_rate
 
 
 def _lend(
