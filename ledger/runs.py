@@ -264,4 +264,4 @@ def _finish(tenant_id: str, run_id: str) -> bool:
                                  WHERE c.tenant_id = r.tenant_id AND c.run_id = r.id AND c.done_at IS NULL)""",
             {"tenant": tenant_id, "run": run_id},
         )
-        return cursor.rowcount == 1
+        return bool(cursor.rowcount == 1)
