@@ -757,8 +757,9 @@ def idle_runs(cursor: CursorWrapper) -> list[str]:
         cursor,
         """SELECT r.id::text FROM accrual_run r
            WHERE r.tenant_id = %(tenant)s AND r.finished_at IS NULL
-             AND coalesce((SELECT max(c.done_at) FROM accrual_chunk c WHERE c.tenant_id = r.tenant_id AND c.run_id = r.id),
-                          '-infinity') < clock_timestamp() - interval '10 seconds'
+             AND greatest(r.requested_at, r.started_at,
+                          (SELECT max(c.done_at) FROM accrual_chunk c WHERE c.tenant_id = r.tenant_id AND c.run_id = r.id))
+                 < clock_timestamp() - interval '10 seconds'
            ORDER BY r.requested_at""",
     )
     return [run_id for (run_id,) in rows]

@@ -12,7 +12,7 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
 from django.db import DatabaseError
 from django.db.backends.utils import CursorWrapper
@@ -82,7 +82,8 @@ def request_run(cursor: CursorWrapper, *, program_id: str, accrual_date: date, o
     if has_ended:
         params["id"] = run_id
         cursor.execute(
-            """UPDATE accrual_run SET actor = %(actor)s, correlation_id = %(correlation)s, finished_at = NULL
+            """UPDATE accrual_run SET actor = %(actor)s, correlation_id = %(correlation)s, finished_at = NULL,
+                                      started_at = clock_timestamp()
                WHERE tenant_id = %(tenant)s AND id = %(id)s""",
             params,
         )
@@ -99,10 +100,16 @@ def due(tenant_id: str, actor: str) -> list[str]:
     period takes no entries any more: what it has missed comes with the first date after it.
     """
     with tenant_transaction(tenant_id) as cursor:
-        for program_id, accrual_date in queries.accruals_due(cursor):
-            origin = Origin(tenant_id, actor, str(uuid.uuid4()))
-            request_run(cursor, program_id=program_id, accrual_date=accrual_date, origin=origin)
-        return queries.idle_runs(cursor)
+        idle = queries.idle_runs(cursor)
+        return idle + [
+            request_run(
+                cursor,
+                program_id=program_id,
+                accrual_date=accrual_date,
+                origin=Origin(tenant_id, actor, str(uuid.uuid4())),
+            )
+            for program_id, accrual_date in queries.accruals_due(cursor)
+        ]
 
 
 # --- Doing it --------------------------------------------------------------------------------------------------------
@@ -110,18 +117,18 @@ def due(tenant_id: str, actor: str) -> list[str]:
 
 def work(
     tenant_id: str, run_id: str, *, seconds: float | None = None, report: Callable[[], None] | None = None
-) -> bool:
-    """Accrue chunk after chunk until none is free or the time is over; gives whether one may be left. Ends the run when this
-    was the last. `report` is called after each chunk."""
+) -> Literal["left", "ended", "others"]:
+    """Accrue chunk after chunk until none is free or the time is over. Gives what has become of the run: chunks may be left;
+    this was the last one and has ended it; others are at the rest, or had ended it before. `report` is called after each chunk.
+    """
     end = None if seconds is None else time.monotonic() + seconds
     with_retries(lambda: _start(tenant_id, run_id))
     while _accrue_one(tenant_id, run_id):
         if report is not None:
             report()
         if end is not None and time.monotonic() > end:
-            return True
-    with_retries(lambda: _finish(tenant_id, run_id))
-    return False
+            return "left"
+    return "ended" if with_retries(lambda: _finish(tenant_id, run_id)) else "others"
 
 
 def _start(tenant_id: str, run_id: str) -> None:
@@ -247,7 +254,8 @@ def _stops_all(cursor: CursorWrapper, refusal: Problem) -> bool:
     return isinstance(refusal, PeriodClosed)
 
 
-def _finish(tenant_id: str, run_id: str) -> None:
+def _finish(tenant_id: str, run_id: str) -> bool:
+    """End the run when no chunk is left to do; gives whether this did."""
     with tenant_transaction(tenant_id) as cursor:
         cursor.execute(
             """UPDATE accrual_run r SET finished_at = clock_timestamp()
@@ -256,3 +264,4 @@ def _finish(tenant_id: str, run_id: str) -> None:
                                  WHERE c.tenant_id = r.tenant_id AND c.run_id = r.id AND c.done_at IS NULL)""",
             {"tenant": tenant_id, "run": run_id},
         )
+        return bool(cursor.rowcount == 1)

@@ -23,10 +23,12 @@ logger = logging.getLogger("hpts.accrual")
 
 @app.task(name="ledger.accrue", expires=EXPIRES)
 def accrue(tenant_id: str, run_id: str) -> None:
-    """Bring a run on. Who ends it looks for the program's next date, so that missed ones follow at once."""
-    if runs.work(tenant_id, run_id, seconds=SECONDS):
+    """Bring a run on. Who ends it looks for the program's next date, so that missed ones follow at once. Who finds no chunk free
+    sends nothing: of one message many would become."""
+    became = runs.work(tenant_id, run_id, seconds=SECONDS)
+    if became == "left":
         _send(tenant_id, run_id)
-    else:
+    elif became == "ended":
         _accrue_due(tenant_id)
 
 

@@ -862,7 +862,8 @@ def test_two_workers_who_cut_their_chunks_at_once_get_pieces_of_their_own(
     broken = loans[3::8]
     _break(books, broken)
     run_id = books.request(day(1))
-    assert race(*[lambda: runs.work(books.tenant_id, run_id)] * 4) == [False] * 4
+    became = race(*[lambda: runs.work(books.tenant_id, run_id)] * 4)
+    assert Counter(map(str, became)) == {"ended": 1, "others": 3}
     run = books.run_of(run_id)
     assert run["exceptions"] == {loan.loan_id: "internal_error" for loan in broken}
     assert run["accrued_count"] == 28
@@ -877,10 +878,11 @@ def test_missed_dates_are_made_up_for_in_their_order_and_not_twice(books: Engine
     _made(books, today - 3 * DAY)
     dates = []
     while made := runs.due(books.tenant_id, "schedule:test"):
-        assert runs.due(books.tenant_id, "schedule:test") == made, "who sweeps at the same time finds the same run"
         (run_id,) = made
         dates.append(books.run_of(run_id)["accrual_date"])
-        runs.work(books.tenant_id, run_id)
+        assert runs.due(books.tenant_id, "schedule:test") == [], "one after the other, and not sent again at once"
+        assert runs.work(books.tenant_id, run_id) == "ended"
+        assert runs.work(books.tenant_id, run_id) == "others"
     assert dates == [(today - ago * DAY).isoformat() for ago in (3, 2, 1, 0)]
     assert books.posted(loan) == 5_000
     assert books.accruals() == 4
@@ -890,8 +892,28 @@ def test_sweeps_at_once_make_one_run(books: EngineBooks) -> None:
     books.lend(on=(books.today - 5 * DAY).isoformat())
     _made(books, books.today - 3 * DAY)
     outcomes = race(*[lambda: runs.due(books.tenant_id, "schedule:test")] * 6)
-    assert len({str(outcome) for outcome in outcomes}) == 1, outcomes
+    made = {run_id for outcome in outcomes if isinstance(outcome, list) for run_id in outcome}
+    assert len(made) == 1, outcomes
     assert books.rows("SELECT count(*) FROM accrual_run") == [(1,)]
+
+
+def test_a_run_that_nobody_has_brought_on_for_a_while_is_sent_again(books: EngineBooks) -> None:
+    """Also one that was opened again, and one whose last chunk somebody died over."""
+    books.lend()
+    for of_today in runs.due(books.tenant_id, "schedule:test"):
+        runs.work(books.tenant_id, of_today)
+    run_id = books.request(day(1))
+    for prepare in (lambda: None, lambda: runs._start(books.tenant_id, run_id), lambda: books.accrue(day(1))):
+        prepare()
+        books.request(day(1))
+        assert runs.due(books.tenant_id, "schedule:test") == []
+        with walls_off(books.tenant_id, accrual_run="accrual_run_identity") as connection:
+            connection.execute(
+                """UPDATE accrual_run SET requested_at = requested_at - interval '1 hour',
+                                          started_at = started_at - interval '1 hour' WHERE id = %s""",
+                (run_id,),
+            )
+        assert runs.due(books.tenant_id, "schedule:test") == [run_id]
 
 
 def test_a_closed_period_and_the_clients_dates_are_not_due(books: EngineBooks) -> None:
