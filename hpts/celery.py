@@ -12,7 +12,10 @@ from hpts import walls
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 
-BEAT_SCHEDULE: dict[str, dict[str, object]] = {}
+BEAT_SCHEDULE: dict[str, dict[str, object]] = {
+    # Each tenant's night comes at its own midnight; the table of runs says which one is due.
+    "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
+}
 
 app = Celery("hpts")
 app.conf.update(

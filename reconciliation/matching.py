@@ -121,7 +121,7 @@ def by_reference(bank: Movements, ledger: Movements) -> list[Match]:
         for movement in movements:
             if movement.reference:
                 by_key[movement.reference, movement.amount_minor][side].append(movement)
-    return [Match("reference", (b,), (l,)) for sides in by_key.values() for b, l in _in_step(*sides)]
+    return [Match("reference", (theirs,), (ours,)) for sides in by_key.values() for theirs, ours in _in_step(*sides)]
 
 
 def by_amount(bank: Movements, ledger: Movements) -> list[Match]:
@@ -289,7 +289,8 @@ class _Copies:
 
 def _split(movements: Movements, settled: _Copies) -> tuple[list[Movement], list[Movement]]:
     """Those that are copies of settled ones, and the others."""
-    copies, others = [], []
+    copies: list[Movement] = []
+    others: list[Movement] = []
     for movement in movements:
         (copies if settled.has(movement) else others).append(movement)
     return copies, others
@@ -363,10 +364,9 @@ def _lonely_amounts(bank: Movements, ledger: Movements) -> list[tuple[Movement, 
     ]
 
 
-def _without(
-    bank: Movements, ledger: Movements, matches: Iterable[Match]
-) -> tuple[list[Movement], list[Movement]]:
-    bank_keys, ledger_keys = set(), set()
+def _without(bank: Movements, ledger: Movements, matches: Iterable[Match]) -> tuple[list[Movement], list[Movement]]:
+    bank_keys: set[tuple[str, int]] = set()
+    ledger_keys: set[tuple[str, int]] = set()
     for each in matches:
         bank_keys.update(movement.key for movement in each.bank)
         ledger_keys.update(movement.key for movement in each.ledger)

@@ -80,7 +80,9 @@ class Draft:
         elif account != self._account:
             raise refused(at, "mixed_accounts", "The file holds statements of more than one account.")
         elif balance != self._balance or (self._to_date is not None and on < self._to_date):
-            raise refused(at, "balance_differs", "A page does not open with the balance that the page before it closed with.")
+            raise refused(
+                at, "balance_differs", "A page does not open with the balance that the page before it closed with."
+            )
         self.of_one_currency(at, currency)
         self._balance = balance
         self._is_open = True
@@ -107,7 +109,9 @@ class Draft:
             raise refused(at, "out_of_order", "The statement closes before it opens.")
         if balance != self._balance:
             raise refused(
-                at, "balance_differs", f"The closing balance is {balance}; opening balance and lines make {self._balance}."
+                at,
+                "balance_differs",
+                f"The closing balance is {balance}; opening balance and lines make {self._balance}.",
             )
         self._to_date = on
         self._is_open = False
@@ -121,7 +125,9 @@ class Draft:
         for line in self._lines:
             if not earliest <= line.value_date <= latest:
                 raise refused(
-                    at, "out_of_range", f"Entry {line.number} has a value date far away from the statement: {line.value_date}."
+                    at,
+                    "out_of_range",
+                    f"Entry {line.number} has a value date far away from the statement: {line.value_date}.",
                 )
         return Statement(
             self._from_date, self._to_date, self._currency, self._opening, self._balance, tuple(self._lines)
@@ -155,7 +161,9 @@ def minor_units(at: int, text: str, currency: str, mark: str = ".") -> int:
     whole, _, part = text.partition(mark)
     exponent = Currency(currency).exponent or 0 if currency in fields.CURRENCIES else 0
     fraction = part.rstrip("0")
-    sound = whole.isascii() and whole.isdigit() and len(whole) <= 18 and (not part or (part.isascii() and part.isdigit()))
+    sound = (
+        whole.isascii() and whole.isdigit() and len(whole) <= 18 and (not part or (part.isascii() and part.isdigit()))
+    )
     if not sound or len(fraction) > exponent or len(part) > 5:
         raise refused(at, "invalid_format", f"{text[:40]!r} is not an amount in {currency}.")
     amount = int(whole + fraction.ljust(exponent, "0"))

@@ -53,7 +53,9 @@ class _Count:
         found = [_number(record.at, text) for text in record.values if text != ""]
         if found != list(expected):
             raise refused(
-                record.at, "control_differs", f"Record {record.code} says {found}; what was read makes {list(expected)}."
+                record.at,
+                "control_differs",
+                f"Record {record.code} says {found}; what was read makes {list(expected)}.",
             )
 
 
@@ -103,7 +105,11 @@ class _Reader:
     def _group(self, record: _Record) -> None:
         values = record.values
         if self.group is not None or len(values) < 5 or values[2] != "1":
-            raise refused(record.at, "invalid_format", "A group needs a header with the status 1 and the day, after the last one's end.")
+            raise refused(
+                record.at,
+                "invalid_format",
+                "A group needs a header with the status 1 and the day, after the last one's end.",
+            )
         self.group = _Count(records=len(record.parts))
         self.day = short_date(record.at, values[3])
         self.currency = (values[5] if len(values) > 5 else "") or DEFAULT_CURRENCY
@@ -128,7 +134,11 @@ class _Reader:
                 account.closing = amount
             place, _ = _funds(record, values, place + 3, self.day)
         if account.opening is None or account.closing is None:
-            raise refused(record.at, "invalid_format", f"The account has no opening ({OPENING}) and closing ({CLOSING}) ledger balance.")
+            raise refused(
+                record.at,
+                "invalid_format",
+                f"The account has no opening ({OPENING}) and closing ({CLOSING}) ledger balance.",
+            )
         self.draft.open(record.at, self.day, account.currency, account.opening, values[0])
 
     def _detail(self, record: _Record) -> None:

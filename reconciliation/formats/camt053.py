@@ -76,7 +76,7 @@ class _Handler(ContentHandler):
     def at(self) -> int:
         return int(self._locator.getLineNumber() or 0)  # type: ignore[attr-defined]
 
-    def startElementNS(self, name: tuple[str | None, str], qname: str | None, attrs: Any) -> None:
+    def startElementNS(self, name: tuple[str | None, str], qname: str | None, attrs: Any) -> None:  # noqa: N802
         namespace, local = name[0] or "", name[1]
         if not self.path:
             if NAMESPACE.fullmatch(namespace) is None or local != "Document":
@@ -104,7 +104,7 @@ class _Handler(ContentHandler):
             raise refused(self.at, "too_long", f"A text has at most {MAX_TEXT} characters.")
         self.text.append(content)
 
-    def endElementNS(self, name: tuple[str | None, str], qname: str | None) -> None:
+    def endElementNS(self, name: tuple[str | None, str], qname: str | None) -> None:  # noqa: N802
         text = "".join(self.text).strip()
         self.text.clear()
         self.text_length = 0
@@ -130,7 +130,10 @@ class _Handler(ContentHandler):
             self._close()
 
     def _open(self) -> None:
-        statement, found = self.statement, next((self.balances[kind] for kind in OPENING if kind in self.balances), None)
+        statement, found = (
+            self.statement,
+            next((self.balances[kind] for kind in OPENING if kind in self.balances), None),
+        )
         if statement is None or found is None:
             raise refused(self.at, "invalid_format", "The statement has no opening balance (OPBD or PRCD).")
         on = found.day("Dt")

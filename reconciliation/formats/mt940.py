@@ -88,7 +88,9 @@ def _add(draft: Draft, at: int, found: re.Match[str], currency: str, notes: list
     minor = minor_units(at, amount, currency, ",")
     gained = mark in ("C", "RD")
     reference = reference_of(at, own) or reference_of(at, banks or "")
-    draft.add(at, short_date(at, value_date), minor if gained else -minor, reference, description_of(at, " ".join(notes)))
+    draft.add(
+        at, short_date(at, value_date), minor if gained else -minor, reference, description_of(at, " ".join(notes))
+    )
 
 
 def _fields(stream: BinaryIO) -> Iterator[_Field]:
