@@ -26,6 +26,104 @@ SET row_security = off;
 
 
 --
+-- Name: bank_match_line_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.bank_match_line_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM new_line l JOIN public.bank_match m ON m.tenant_id = l.tenant_id AND m.id = l.match_id) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP012', CONSTRAINT = 'bank_match_sealed', MESSAGE = 'a match takes no more lines';
+    END IF;
+    RETURN NULL;
+END $$;
+
+
+--
+-- Name: bank_match_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.bank_match_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    bad record;
+BEGIN
+    SELECT m.id, b.net AS bank, j.net AS ledger INTO bad
+    FROM new_match m
+    LEFT JOIN (SELECT x.match_id, count(*) AS lines, sum(l.amount_minor) AS net, bool_and(s.bank_account_ref = n.bank_account_ref) AS own
+               FROM new_match n
+               JOIN public.bank_match_statement_line x ON x.tenant_id = n.tenant_id AND x.match_id = n.id
+               JOIN public.bank_statement_line l
+                    ON l.tenant_id = x.tenant_id AND l.statement_id = x.statement_id AND l.number = x.number
+               JOIN public.bank_statement s ON s.tenant_id = x.tenant_id AND s.id = x.statement_id
+               GROUP BY x.match_id) b ON b.match_id = m.id
+    LEFT JOIN (SELECT x.match_id, count(*) AS lines, sum(x.amount_minor) AS net,
+                      bool_and(x.bank_account_ref = n.bank_account_ref AND x.counted_on = n.counted_on
+                               AND l.account_code = a.account_code AND l.currency = a.currency AND l.layer = 'SETTLED'
+                               AND l.effective_at = x.effective_at
+                               AND x.amount_minor = CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END) AS own
+               FROM new_match n
+               JOIN public.bank_account a ON a.tenant_id = n.tenant_id AND a.ref = n.bank_account_ref
+               JOIN public.bank_match_journal_line x ON x.tenant_id = n.tenant_id AND x.match_id = n.id
+               LEFT JOIN public.journal_line l
+                    ON l.tenant_id = x.tenant_id AND l.entry_id = x.entry_id AND l.sequence = x.sequence
+               GROUP BY x.match_id) j ON j.match_id = m.id
+    WHERE coalesce(b.net, 0) IS DISTINCT FROM coalesce(j.net, 0)
+       OR coalesce(b.lines, 0) + coalesce(j.lines, 0) < 2
+       OR coalesce(b.own, true) IS DISTINCT FROM true
+       OR (j.lines IS NOT NULL AND j.own IS DISTINCT FROM true)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP012', CONSTRAINT = 'bank_match_balances',
+            MESSAGE = format('match %s: %s of the bank and %s of the books, or a line of another account', bad.id, bad.bank, bad.ledger);
+    END IF;
+    RETURN NULL;
+END $$;
+
+
+--
+-- Name: bank_statement_line_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.bank_statement_line_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM (SELECT DISTINCT tenant_id, statement_id FROM new_line) l
+               JOIN public.bank_statement s ON s.tenant_id = l.tenant_id AND s.id = l.statement_id) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP011', CONSTRAINT = 'bank_statement_line_sealed',
+            MESSAGE = 'a statement takes no more lines';
+    END IF;
+    RETURN NULL;
+END $$;
+
+
+--
+-- Name: bank_statement_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.bank_statement_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    found record;
+BEGIN
+    SELECT count(*) AS lines, coalesce(sum(l.amount_minor), 0) AS net, coalesce(min(l.number), 1) AS first,
+           coalesce(max(l.number), 0) AS last
+    INTO found
+    FROM public.bank_statement_line l WHERE l.tenant_id = NEW.tenant_id AND l.statement_id = NEW.id;
+    IF (found.lines, found.first, found.last::bigint) IS DISTINCT FROM (NEW.line_count::bigint, 1, NEW.line_count::bigint)
+       OR NEW.opening_balance_minor + found.net IS DISTINCT FROM NEW.closing_balance_minor::numeric THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP011', CONSTRAINT = 'bank_statement_adds_up',
+            MESSAGE = format('statement %s: opening balance and lines are not the closing balance, or a line is missing', NEW.id);
+    END IF;
+    RETURN NULL;
+END $$;
+
+
+--
 -- Name: journal_entry_form(); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -384,6 +482,22 @@ END $$;
 
 
 --
+-- Name: reconciliation_run_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.reconciliation_run_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF OLD.state IS DISTINCT FROM 'queued' THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP010', CONSTRAINT = 'reconciliation_run_once',
+            MESSAGE = format('run %s has been finished', OLD.id);
+    END IF;
+    RETURN NEW;
+END $$;
+
+
+--
 -- Name: record_posting(text, text, bytea, text); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -685,6 +799,126 @@ ALTER TABLE public.auth_user_user_permissions ALTER COLUMN id ADD GENERATED BY D
     NO MAXVALUE
     CACHE 1
 );
+
+
+--
+-- Name: bank_account; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_account (
+    tenant_id uuid NOT NULL,
+    ref text NOT NULL,
+    account_code text NOT NULL,
+    currency text NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL
+);
+
+ALTER TABLE ONLY public.bank_account FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_match; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_match (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    bank_account_ref text NOT NULL,
+    rule text NOT NULL,
+    counted_on date NOT NULL,
+    matched_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    actor text NOT NULL,
+    CONSTRAINT bank_match_rule CHECK ((rule = ANY (ARRAY['reference'::text, 'amount'::text, 'sum'::text, 'reversal'::text, 'decision'::text, 'adjustment'::text])))
+);
+
+ALTER TABLE ONLY public.bank_match FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_match_journal_line; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_match_journal_line (
+    tenant_id uuid NOT NULL,
+    entry_id uuid NOT NULL,
+    sequence smallint NOT NULL,
+    match_id uuid NOT NULL,
+    bank_account_ref text NOT NULL,
+    effective_at date NOT NULL,
+    counted_on date NOT NULL,
+    amount_minor bigint NOT NULL
+);
+
+ALTER TABLE ONLY public.bank_match_journal_line FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_match_statement_line; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_match_statement_line (
+    tenant_id uuid NOT NULL,
+    statement_id uuid NOT NULL,
+    number integer NOT NULL,
+    match_id uuid NOT NULL
+);
+
+ALTER TABLE ONLY public.bank_match_statement_line FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_statement; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_statement (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    bank_account_ref text NOT NULL,
+    format text NOT NULL,
+    file_hash bytea NOT NULL,
+    from_date date NOT NULL,
+    to_date date NOT NULL,
+    opening_balance_minor bigint NOT NULL,
+    closing_balance_minor bigint NOT NULL,
+    line_count integer NOT NULL,
+    imported_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    actor text NOT NULL,
+    CONSTRAINT bank_statement_dates CHECK ((from_date <= to_date)),
+    CONSTRAINT bank_statement_format CHECK ((format = ANY (ARRAY['camt053'::text, 'mt940'::text, 'bai2'::text, 'csv'::text])))
+);
+
+ALTER TABLE ONLY public.bank_statement FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_statement_answer; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_statement_answer (
+    tenant_id uuid NOT NULL,
+    statement_id uuid NOT NULL,
+    answer text NOT NULL
+);
+
+ALTER TABLE ONLY public.bank_statement_answer FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_statement_line; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_statement_line (
+    tenant_id uuid NOT NULL,
+    statement_id uuid NOT NULL,
+    number integer NOT NULL,
+    value_date date NOT NULL,
+    amount_minor bigint NOT NULL,
+    reference text,
+    description text,
+    CONSTRAINT bank_statement_line_amount CHECK ((NOT (amount_minor = 0)))
+);
+
+ALTER TABLE ONLY public.bank_statement_line FORCE ROW LEVEL SECURITY;
 
 
 --
@@ -1254,6 +1488,80 @@ ALTER TABLE public.program_terms ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDE
 
 
 --
+-- Name: reconciliation_break; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.reconciliation_break (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    bank_account_ref text NOT NULL,
+    kind text NOT NULL,
+    amount_minor bigint NOT NULL,
+    difference_minor bigint NOT NULL,
+    value_date date NOT NULL,
+    counted_on date NOT NULL,
+    reference text,
+    statement_id uuid,
+    number integer,
+    entry_id uuid,
+    sequence smallint,
+    opened_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    CONSTRAINT reconciliation_break_amount CHECK ((amount_minor >= 0)),
+    CONSTRAINT reconciliation_break_bank_line CHECK ((((number IS NULL) AND (statement_id IS NULL)) OR ((number IS NOT NULL) AND (statement_id IS NOT NULL)))),
+    CONSTRAINT reconciliation_break_journal_line CHECK ((((entry_id IS NULL) AND (sequence IS NULL)) OR ((entry_id IS NOT NULL) AND (sequence IS NOT NULL)))),
+    CONSTRAINT reconciliation_break_kind CHECK ((kind = ANY (ARRAY['missing_in_ledger'::text, 'missing_at_bank'::text, 'amount_differs'::text, 'date_differs'::text, 'duplicate'::text])))
+);
+
+ALTER TABLE ONLY public.reconciliation_break FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: reconciliation_resolution; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.reconciliation_resolution (
+    tenant_id uuid NOT NULL,
+    break_id uuid NOT NULL,
+    action text NOT NULL,
+    reason text NOT NULL,
+    actor text NOT NULL,
+    match_id uuid,
+    entry_id uuid,
+    resolved_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    CONSTRAINT reconciliation_resolution_action CHECK ((action = ANY (ARRAY['match'::text, 'adjust'::text, 'explain'::text, 'superseded'::text]))),
+    CONSTRAINT reconciliation_resolution_adjusts CHECK (((NOT (action = 'adjust'::text)) OR (entry_id IS NOT NULL))),
+    CONSTRAINT reconciliation_resolution_says_why CHECK (((NOT (reason = ''::text)) AND (NOT (actor = ''::text))))
+);
+
+ALTER TABLE ONLY public.reconciliation_resolution FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: reconciliation_run; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.reconciliation_run (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    as_of_date date NOT NULL,
+    is_nightly boolean NOT NULL,
+    actor text NOT NULL,
+    requested_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    state text DEFAULT 'queued'::text NOT NULL,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    matched_count integer,
+    break_count integer,
+    mismatched_account_count integer,
+    detail text,
+    CONSTRAINT reconciliation_run_finished CHECK ((((finished_at IS NULL) AND (state = 'queued'::text)) OR ((finished_at IS NOT NULL) AND (started_at IS NOT NULL) AND (NOT (state = 'queued'::text))))),
+    CONSTRAINT reconciliation_run_state CHECK ((state = ANY (ARRAY['queued'::text, 'complete'::text, 'failed'::text])))
+);
+
+ALTER TABLE ONLY public.reconciliation_run FORCE ROW LEVEL SECURITY;
+
+
+--
 -- Name: tenant; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -1363,6 +1671,70 @@ ALTER TABLE ONLY public.auth_user_user_permissions
 
 ALTER TABLE ONLY public.auth_user
     ADD CONSTRAINT auth_user_username_key UNIQUE (username);
+
+
+--
+-- Name: bank_account bank_account_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_account
+    ADD CONSTRAINT bank_account_pkey PRIMARY KEY (tenant_id, ref);
+
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_journal_line
+    ADD CONSTRAINT bank_match_journal_line_pkey PRIMARY KEY (tenant_id, entry_id, sequence);
+
+
+--
+-- Name: bank_match bank_match_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match
+    ADD CONSTRAINT bank_match_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_statement_line
+    ADD CONSTRAINT bank_match_statement_line_pkey PRIMARY KEY (tenant_id, statement_id, number);
+
+
+--
+-- Name: bank_statement_answer bank_statement_answer_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement_answer
+    ADD CONSTRAINT bank_statement_answer_pkey PRIMARY KEY (tenant_id, statement_id);
+
+
+--
+-- Name: bank_statement bank_statement_imported_once; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement
+    ADD CONSTRAINT bank_statement_imported_once UNIQUE (tenant_id, bank_account_ref, file_hash);
+
+
+--
+-- Name: bank_statement_line bank_statement_line_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement_line
+    ADD CONSTRAINT bank_statement_line_pkey PRIMARY KEY (tenant_id, statement_id, number);
+
+
+--
+-- Name: bank_statement bank_statement_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement
+    ADD CONSTRAINT bank_statement_pkey PRIMARY KEY (tenant_id, id);
 
 
 --
@@ -1630,6 +2002,30 @@ ALTER TABLE ONLY public.program_terms
 
 
 --
+-- Name: reconciliation_break reconciliation_break_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_break
+    ADD CONSTRAINT reconciliation_break_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_resolution
+    ADD CONSTRAINT reconciliation_resolution_pkey PRIMARY KEY (tenant_id, break_id);
+
+
+--
+-- Name: reconciliation_run reconciliation_run_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_run
+    ADD CONSTRAINT reconciliation_run_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
 -- Name: tenant tenant_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -1698,6 +2094,34 @@ CREATE INDEX auth_user_user_permissions_user_id_a95ead1b ON public.auth_user_use
 --
 
 CREATE INDEX auth_user_username_6821ab7c_like ON public.auth_user USING btree (username varchar_pattern_ops);
+
+
+--
+-- Name: bank_match_journal_line_across; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_match_journal_line_across ON public.bank_match_journal_line USING btree (tenant_id, bank_account_ref, counted_on) WHERE (effective_at > counted_on);
+
+
+--
+-- Name: bank_match_journal_line_of; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_match_journal_line_of ON public.bank_match_journal_line USING btree (tenant_id, match_id);
+
+
+--
+-- Name: bank_match_statement_line_of; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_match_statement_line_of ON public.bank_match_statement_line USING btree (tenant_id, match_id);
+
+
+--
+-- Name: bank_statement_latest; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_statement_latest ON public.bank_statement USING btree (tenant_id, bank_account_ref, to_date);
 
 
 --
@@ -1918,6 +2342,149 @@ CREATE INDEX oauth2_provider_refreshtoken_user_id_da837fce ON public.oauth2_prov
 
 
 --
+-- Name: reconciliation_break_account; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_break_account ON public.reconciliation_break USING btree (tenant_id, bank_account_ref);
+
+
+--
+-- Name: reconciliation_break_listed; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_break_listed ON public.reconciliation_break USING btree (tenant_id, value_date, id);
+
+
+--
+-- Name: reconciliation_run_listed; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_run_listed ON public.reconciliation_run USING btree (tenant_id, requested_at, id);
+
+
+--
+-- Name: reconciliation_run_one_a_night; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE UNIQUE INDEX reconciliation_run_one_a_night ON public.reconciliation_run USING btree (tenant_id, as_of_date) WHERE is_nightly;
+
+
+--
+-- Name: reconciliation_run_queued; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_run_queued ON public.reconciliation_run USING btree (tenant_id, requested_at) WHERE (state = 'queued'::text);
+
+
+--
+-- Name: bank_account bank_account_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_account_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_account FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_account ENABLE ALWAYS TRIGGER bank_account_append_only;
+
+
+--
+-- Name: bank_match bank_match_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_match FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_match ENABLE ALWAYS TRIGGER bank_match_append_only;
+
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_journal_line_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_match_journal_line FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_match_journal_line ENABLE ALWAYS TRIGGER bank_match_journal_line_append_only;
+
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_journal_line_wall AFTER INSERT ON public.bank_match_journal_line REFERENCING NEW TABLE AS new_line FOR EACH STATEMENT EXECUTE FUNCTION public.bank_match_line_wall();
+
+ALTER TABLE public.bank_match_journal_line ENABLE ALWAYS TRIGGER bank_match_journal_line_wall;
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_statement_line_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_match_statement_line FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_match_statement_line ENABLE ALWAYS TRIGGER bank_match_statement_line_append_only;
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_statement_line_wall AFTER INSERT ON public.bank_match_statement_line REFERENCING NEW TABLE AS new_line FOR EACH STATEMENT EXECUTE FUNCTION public.bank_match_line_wall();
+
+ALTER TABLE public.bank_match_statement_line ENABLE ALWAYS TRIGGER bank_match_statement_line_wall;
+
+
+--
+-- Name: bank_match bank_match_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_wall AFTER INSERT ON public.bank_match REFERENCING NEW TABLE AS new_match FOR EACH STATEMENT EXECUTE FUNCTION public.bank_match_wall();
+
+ALTER TABLE public.bank_match ENABLE ALWAYS TRIGGER bank_match_wall;
+
+
+--
+-- Name: bank_statement_answer bank_statement_answer_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_answer_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_statement_answer FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_statement_answer ENABLE ALWAYS TRIGGER bank_statement_answer_append_only;
+
+
+--
+-- Name: bank_statement bank_statement_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_statement FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_statement ENABLE ALWAYS TRIGGER bank_statement_append_only;
+
+
+--
+-- Name: bank_statement_line bank_statement_line_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_line_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_statement_line FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_statement_line ENABLE ALWAYS TRIGGER bank_statement_line_append_only;
+
+
+--
+-- Name: bank_statement_line bank_statement_line_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_line_wall AFTER INSERT ON public.bank_statement_line REFERENCING NEW TABLE AS new_line FOR EACH STATEMENT EXECUTE FUNCTION public.bank_statement_line_wall();
+
+ALTER TABLE public.bank_statement_line ENABLE ALWAYS TRIGGER bank_statement_line_wall;
+
+
+--
+-- Name: bank_statement bank_statement_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_wall AFTER INSERT ON public.bank_statement FOR EACH ROW EXECUTE FUNCTION public.bank_statement_wall();
+
+ALTER TABLE public.bank_statement ENABLE ALWAYS TRIGGER bank_statement_wall;
+
+
+--
 -- Name: gl_account gl_account_identity; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -2098,6 +2665,51 @@ ALTER TABLE public.program_terms ENABLE ALWAYS TRIGGER program_terms_append_only
 
 
 --
+-- Name: reconciliation_break reconciliation_break_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_break_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.reconciliation_break FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_break ENABLE ALWAYS TRIGGER reconciliation_break_append_only;
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_resolution_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.reconciliation_resolution FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_resolution ENABLE ALWAYS TRIGGER reconciliation_resolution_append_only;
+
+
+--
+-- Name: reconciliation_run reconciliation_run_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_run_identity BEFORE UPDATE OF tenant_id, id, as_of_date, is_nightly, actor, requested_at ON public.reconciliation_run FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_run ENABLE ALWAYS TRIGGER reconciliation_run_identity;
+
+
+--
+-- Name: reconciliation_run reconciliation_run_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_run_never_goes BEFORE DELETE OR TRUNCATE ON public.reconciliation_run FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_run ENABLE ALWAYS TRIGGER reconciliation_run_never_goes;
+
+
+--
+-- Name: reconciliation_run reconciliation_run_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_run_wall BEFORE UPDATE ON public.reconciliation_run FOR EACH ROW EXECUTE FUNCTION public.reconciliation_run_wall();
+
+ALTER TABLE public.reconciliation_run ENABLE ALWAYS TRIGGER reconciliation_run_wall;
+
+
+--
 -- Name: tenant tenant_never_goes; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -2160,6 +2772,70 @@ ALTER TABLE ONLY public.auth_user_user_permissions
 
 ALTER TABLE ONLY public.auth_user_user_permissions
     ADD CONSTRAINT auth_user_user_permissions_user_id_a95ead1b_fk_auth_user_id FOREIGN KEY (user_id) REFERENCES public.auth_user(id) DEFERRABLE INITIALLY DEFERRED;
+
+
+--
+-- Name: bank_account bank_account_gl_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_account
+    ADD CONSTRAINT bank_account_gl_account FOREIGN KEY (tenant_id, account_code) REFERENCES public.gl_account(tenant_id, code);
+
+
+--
+-- Name: bank_match bank_match_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match
+    ADD CONSTRAINT bank_match_account FOREIGN KEY (tenant_id, bank_account_ref) REFERENCES public.bank_account(tenant_id, ref);
+
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_match; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_journal_line
+    ADD CONSTRAINT bank_match_journal_line_match FOREIGN KEY (tenant_id, match_id) REFERENCES public.bank_match(tenant_id, id) DEFERRABLE INITIALLY DEFERRED;
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_line; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_statement_line
+    ADD CONSTRAINT bank_match_statement_line_line FOREIGN KEY (tenant_id, statement_id, number) REFERENCES public.bank_statement_line(tenant_id, statement_id, number);
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_match; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_statement_line
+    ADD CONSTRAINT bank_match_statement_line_match FOREIGN KEY (tenant_id, match_id) REFERENCES public.bank_match(tenant_id, id) DEFERRABLE INITIALLY DEFERRED;
+
+
+--
+-- Name: bank_statement bank_statement_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement
+    ADD CONSTRAINT bank_statement_account FOREIGN KEY (tenant_id, bank_account_ref) REFERENCES public.bank_account(tenant_id, ref);
+
+
+--
+-- Name: bank_statement_answer bank_statement_answer_statement; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement_answer
+    ADD CONSTRAINT bank_statement_answer_statement FOREIGN KEY (tenant_id, statement_id) REFERENCES public.bank_statement(tenant_id, id);
+
+
+--
+-- Name: bank_statement_line bank_statement_line_statement; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement_line
+    ADD CONSTRAINT bank_statement_line_statement FOREIGN KEY (tenant_id, statement_id) REFERENCES public.bank_statement(tenant_id, id) DEFERRABLE INITIALLY DEFERRED;
 
 
 --
@@ -2379,6 +3055,153 @@ ALTER TABLE ONLY public.program_terms
 
 
 --
+-- Name: reconciliation_break reconciliation_break_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_break
+    ADD CONSTRAINT reconciliation_break_account FOREIGN KEY (tenant_id, bank_account_ref) REFERENCES public.bank_account(tenant_id, ref);
+
+
+--
+-- Name: reconciliation_break reconciliation_break_entry_line; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_break
+    ADD CONSTRAINT reconciliation_break_entry_line FOREIGN KEY (tenant_id, entry_id, sequence) REFERENCES public.journal_line(tenant_id, entry_id, sequence);
+
+
+--
+-- Name: reconciliation_break reconciliation_break_statement_line; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_break
+    ADD CONSTRAINT reconciliation_break_statement_line FOREIGN KEY (tenant_id, statement_id, number) REFERENCES public.bank_statement_line(tenant_id, statement_id, number);
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_break; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_resolution
+    ADD CONSTRAINT reconciliation_resolution_break FOREIGN KEY (tenant_id, break_id) REFERENCES public.reconciliation_break(tenant_id, id);
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_entry; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_resolution
+    ADD CONSTRAINT reconciliation_resolution_entry FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry(tenant_id, id);
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_match; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_resolution
+    ADD CONSTRAINT reconciliation_resolution_match FOREIGN KEY (tenant_id, match_id) REFERENCES public.bank_match(tenant_id, id);
+
+
+--
+-- Name: reconciliation_run reconciliation_run_tenant; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_run
+    ADD CONSTRAINT reconciliation_run_tenant FOREIGN KEY (tenant_id) REFERENCES public.tenant(id);
+
+
+--
+-- Name: bank_account; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_account ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_account bank_account_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_account_tenant ON public.bank_account USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_match; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_match ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_match_journal_line; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_match_journal_line ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_match_journal_line_tenant ON public.bank_match_journal_line USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_match_statement_line; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_match_statement_line ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_match_statement_line_tenant ON public.bank_match_statement_line USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_match bank_match_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_match_tenant ON public.bank_match USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_statement; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_statement ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_statement_answer; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_statement_answer ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_statement_answer bank_statement_answer_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_statement_answer_tenant ON public.bank_statement_answer USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_statement_line; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_statement_line ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_statement_line bank_statement_line_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_statement_line_tenant ON public.bank_statement_line USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_statement bank_statement_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_statement_tenant ON public.bank_statement USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: gl_account; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -2535,6 +3358,45 @@ CREATE POLICY program_terms_tenant ON public.program_terms USING ((tenant_id = (
 
 
 --
+-- Name: reconciliation_break; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.reconciliation_break ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: reconciliation_break reconciliation_break_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY reconciliation_break_tenant ON public.reconciliation_break USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: reconciliation_resolution; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.reconciliation_resolution ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY reconciliation_resolution_tenant ON public.reconciliation_resolution USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: reconciliation_run; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.reconciliation_run ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: reconciliation_run reconciliation_run_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY reconciliation_run_tenant ON public.reconciliation_run USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: tenant; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -2628,6 +3490,62 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.auth_user_groups TO hpts_app;
 --
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.auth_user_user_permissions TO hpts_app;
+
+
+--
+-- Name: TABLE bank_account; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_account TO hpts_app;
+GRANT SELECT ON TABLE public.bank_account TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_match; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_match TO hpts_app;
+GRANT SELECT ON TABLE public.bank_match TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_match_journal_line; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_match_journal_line TO hpts_app;
+GRANT SELECT ON TABLE public.bank_match_journal_line TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_match_statement_line; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_match_statement_line TO hpts_app;
+GRANT SELECT ON TABLE public.bank_match_statement_line TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_statement; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_statement TO hpts_app;
+GRANT SELECT ON TABLE public.bank_statement TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_statement_answer; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_statement_answer TO hpts_app;
+GRANT SELECT ON TABLE public.bank_statement_answer TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_statement_line; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_statement_line TO hpts_app;
+GRANT SELECT ON TABLE public.bank_statement_line TO hpts_readonly;
 
 
 --
@@ -2857,6 +3775,79 @@ GRANT SELECT ON TABLE public.program TO hpts_readonly;
 
 GRANT SELECT,INSERT ON TABLE public.program_terms TO hpts_app;
 GRANT SELECT ON TABLE public.program_terms TO hpts_readonly;
+
+
+--
+-- Name: TABLE reconciliation_break; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.reconciliation_break TO hpts_app;
+GRANT SELECT ON TABLE public.reconciliation_break TO hpts_readonly;
+
+
+--
+-- Name: TABLE reconciliation_resolution; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.reconciliation_resolution TO hpts_app;
+GRANT SELECT ON TABLE public.reconciliation_resolution TO hpts_readonly;
+
+
+--
+-- Name: TABLE reconciliation_run; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.reconciliation_run TO hpts_app;
+GRANT SELECT ON TABLE public.reconciliation_run TO hpts_readonly;
+
+
+--
+-- Name: COLUMN reconciliation_run.state; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(state) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.started_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(started_at) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.finished_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(finished_at) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.matched_count; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(matched_count) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.break_count; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(break_count) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.mismatched_account_count; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(mismatched_account_count) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.detail; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(detail) ON TABLE public.reconciliation_run TO hpts_app;
 
 
 --
