@@ -49,8 +49,8 @@ class Bank:
         self.api: Api = lender.api
         self.ref = ref
 
-    def send(self, content: bytes, format: str = "csv", **more: Any) -> HttpResponse:
-        query = {"bank_account_ref": self.ref, "format": format} | more.pop("query", {})
+    def send(self, content: bytes, name: str = "csv", **more: Any) -> HttpResponse:
+        query = {"bank_account_ref": self.ref, "format": name} | more.pop("query", {})
         more = {"content_type": "text/plain"} | more
         return self.api.post("/v1/reconciliation/statements", content, QUERY_STRING=urlencode(query), **more)
 
