@@ -74,8 +74,9 @@ def _bank_reconciliation(cursor: CursorWrapper, account: BankAccount, as_of: dat
     else:
         through, closing = latest
         difference = closing - _ledger_minor(cursor, account, through)
-        open_count, explained = _standing(cursor, account, through)
-        state = "reconciled" if open_count == 0 and difference == explained else "unreconciled"
+        open_count, of_lines, of_opening = _standing(cursor, account, through)
+        explained = difference - of_lines in (0, of_opening)
+        state = "reconciled" if open_count == 0 and explained else "unreconciled"
     return {"bank_account_ref": account.ref, "status": state, "difference_minor": str(difference)}
 
 
@@ -95,15 +96,15 @@ def _ledger_minor(cursor: CursorWrapper, account: BankAccount, through: date) ->
     return books.dr_minor - books.cr_minor + int(cursor.fetchone()[0])
 
 
-def _standing(cursor: CursorWrapper, account: BankAccount, through: date) -> tuple[int, int]:
-    """How many breaks are open, and the sum of those that were explained and still differ: a line that has been matched
-    since does not, and of opening balances the last explained one counts."""
+def _standing(cursor: CursorWrapper, account: BankAccount, through: date) -> tuple[int, int, int]:
+    """How many breaks are open; by how much lines differ that were explained, and not matched since; and the opening balance
+    that was explained last, which the books may have by now."""
     cursor.execute(
         """SELECT count(*) FILTER (WHERE r.action IS NULL),
                   coalesce(sum(b.difference_minor) FILTER (
                       WHERE r.action = 'explain' AND x.match_id IS NULL AND j.match_id IS NULL
-                        AND (b.statement_id IS NOT NULL OR b.entry_id IS NOT NULL)), 0)
-                + coalesce((array_agg(b.difference_minor ORDER BY b.opened_at DESC, b.id DESC) FILTER (
+                        AND (b.statement_id IS NOT NULL OR b.entry_id IS NOT NULL)), 0),
+                  coalesce((array_agg(b.difference_minor ORDER BY b.opened_at DESC, b.id DESC) FILTER (
                       WHERE b.statement_id IS NULL AND b.entry_id IS NULL AND r.action = 'explain'))[1], 0)
            FROM reconciliation_break b
            LEFT JOIN reconciliation_resolution r ON r.tenant_id = b.tenant_id AND r.break_id = b.id
@@ -114,8 +115,8 @@ def _standing(cursor: CursorWrapper, account: BankAccount, through: date) -> tup
            WHERE b.tenant_id = %(tenant)s AND b.bank_account_ref = %(ref)s AND b.counted_on <= %(through)s""",
         {"tenant": current_tenant(), "ref": account.ref, "through": through},
     )
-    open_count, explained = cursor.fetchone()
-    return int(open_count), int(explained)
+    open_count, of_lines, of_opening = cursor.fetchone()
+    return int(open_count), int(of_lines), int(of_opening)
 
 
 # --- The books against the loans -------------------------------------------------------------------------------------

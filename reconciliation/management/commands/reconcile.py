@@ -62,12 +62,10 @@ def _differs(found: dict[str, Any]) -> bool:
 
 
 def _story(found: dict[str, Any]) -> str:
-    lines = [
-        f"Tenant {found['tenant_id']} as of {found['as_of_date']}: books {found['ledger_integrity']['status']}, "
-        f"portfolio {found['portfolio_rollup']['status']}"
-    ]
-    lines += [
+    head = f"Tenant {found['tenant_id']} as of {found['as_of_date']}"
+    proofs = f"books {found['ledger_integrity']['status']}, portfolio {found['portfolio_rollup']['status']}"
+    banks = (
         f"  {bank['bank_account_ref']}: {bank['status']}, bank minus ledger {bank['difference_minor']}"
         for bank in found["bank_reconciliation"]
-    ]
-    return "\n".join(lines)
+    )
+    return "\n".join([f"{head}: {proofs}", *banks])
