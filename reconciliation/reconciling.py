@@ -87,7 +87,7 @@ def reconcile(cursor: CursorWrapper, account: BankAccount, actor: str, as_of: da
     match_ids = record_matches(cursor, account, actor, matches, counted_on)
 
     past = _breaks(cursor, account, as_of)
-    explained = {key for each in past if each.action == "explain" for key in (each.bank, each.ledger) if key}
+    explained = _explained(past, {movement.key for movement in (*bank_left, *ledger_left)})
     wanted = matching.breaks(
         [movement for movement in bank_left if movement.key not in explained],
         [movement for movement in ledger_left if movement.key not in explained],
@@ -104,6 +104,17 @@ def reconcile(cursor: CursorWrapper, account: BankAccount, actor: str, as_of: da
     unexplained = latest.closing_balance_minor - ledger_minor - unmatched
     opened += _keep_opening(cursor, account, actor, unexplained, past, latest)
     return Outcome(sum(len(each.bank) for each in matches), opened)
+
+
+def _explained(past: Sequence[_OpenBreak], left: set[tuple[str, int]]) -> set[tuple[str, int]]:
+    """Lines that need no break any more. When one line of an explained pair has been matched since, the other one is alone, and
+    nobody has explained that."""
+    keys: set[tuple[str, int]] = set()
+    for each in past:
+        own = {key for key in (each.bank, each.ledger) if key is not None}
+        if each.action == "explain" and own <= left:
+            keys |= own
+    return keys
 
 
 # --- What is there ---------------------------------------------------------------------------------------------------

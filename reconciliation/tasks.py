@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import logging
 
-from celery import shared_task
-
+from hpts.celery import app
 from ledger.proof import tenants
 from reconciliation import runs
 
 logger = logging.getLogger("hpts.reconciliation")
 
 
-@shared_task(name="reconciliation.work_off")  # type: ignore[untyped-decorator]
+@app.task(name="reconciliation.work_off")  # type: ignore[untyped-decorator]
 def work_off(tenant_id: str) -> None:
     """A tenant has a run to work off."""
     runs.work_off(tenant_id)
 
 
-@shared_task(name="reconciliation.look_around")  # type: ignore[untyped-decorator]
+@app.task(name="reconciliation.look_around")  # type: ignore[untyped-decorator]
 def look_around() -> None:
     """Each tenant's night, and what no message has told of. One tenant's failure is not another's."""
     for tenant_id in tenants():

@@ -12,7 +12,7 @@ from reconciliation import runs
 from tests.conftest import Lender, posted
 from tests.reconciliation.conftest import Bank, Row
 
-STORIES = 12
+STORIES = 40
 AMOUNTS = (-300, -100, 100, 100, 200, 300, 450)
 REFERENCES = (None, None, "A", "B", "C")
 
@@ -53,7 +53,7 @@ def movements(chance: random.Random, bank: Bank, month: int) -> list[Row]:
             other = amount + chance.choice([0, 0, 0, 10])
             bank.has(other, f"2026-{month:02}-{late:02}", reference)
     # On the days around the statements' ends, and in the gap between them.
-    bank.has(chance.choice(AMOUNTS), f"2026-{month:02}-{chance.choice([1, 2, 28])}", chance.choice(REFERENCES))
+    bank.has(chance.choice(AMOUNTS), f"2026-{month:02}-{chance.choice([1, 2, 28]):02}", chance.choice(REFERENCES))
     return rows
 
 
