@@ -103,7 +103,8 @@ LINE = """INSERT INTO bank_statement_line (tenant_id, statement_id, number, valu
           VALUES (%(tenant)s, {statement}, {number}, '2026-02-03', {amount})"""
 STATEMENT = """INSERT INTO bank_statement (tenant_id, id, bank_account_ref, format, file_hash, from_date, to_date,
                    opening_balance_minor, closing_balance_minor, line_count, actor)
-               VALUES (%(tenant)s, %(new)s, 'operating', 'csv', '\\x00', '2026-02-01', '2026-02-28', 0, {closing}, {lines}, 'x')"""
+               VALUES (%(tenant)s, %(new)s, 'operating', 'csv', '\\x00', '2026-02-01', '2026-02-28', 0, {closing}, {lines},
+                   'x')"""
 CLAIM = """INSERT INTO bank_match_journal_line
                (tenant_id, bank_account_ref, match_id, entry_id, sequence, effective_at, counted_on, amount_minor)
            VALUES (%(tenant)s, 'operating', {match}, %(entry)s, %(sequence)s, '2026-02-05', '2026-02-28', {amount})"""
