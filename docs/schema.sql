@@ -33,7 +33,9 @@ CREATE FUNCTION public.bank_match_line_wall() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 BEGIN
-    IF EXISTS (SELECT FROM new_line l JOIN public.bank_match m ON m.tenant_id = l.tenant_id AND m.id = l.match_id) THEN
+    IF EXISTS (SELECT FROM (SELECT DISTINCT tenant_id, match_id FROM new_line) l
+               CROSS JOIN LATERAL (SELECT FROM public.bank_match m
+                                   WHERE m.tenant_id = l.tenant_id AND m.id = l.match_id OFFSET 0) m) THEN
         RAISE EXCEPTION USING ERRCODE = 'HP012', CONSTRAINT = 'bank_match_sealed', MESSAGE = 'a match takes no more lines';
     END IF;
     RETURN NULL;
@@ -50,30 +52,33 @@ CREATE FUNCTION public.bank_match_wall() RETURNS trigger
 DECLARE
     bad record;
 BEGIN
-    SELECT m.id, b.net AS bank, j.net AS ledger INTO bad
-    FROM new_match m
-    LEFT JOIN (SELECT x.match_id, count(*) AS lines, sum(l.amount_minor) AS net, bool_and(s.bank_account_ref = n.bank_account_ref) AS own
-               FROM new_match n
-               JOIN public.bank_match_statement_line x ON x.tenant_id = n.tenant_id AND x.match_id = n.id
-               JOIN public.bank_statement_line l
-                    ON l.tenant_id = x.tenant_id AND l.statement_id = x.statement_id AND l.number = x.number
-               JOIN public.bank_statement s ON s.tenant_id = x.tenant_id AND s.id = x.statement_id
-               GROUP BY x.match_id) b ON b.match_id = m.id
-    LEFT JOIN (SELECT x.match_id, count(*) AS lines, sum(x.amount_minor) AS net,
-                      bool_and(x.bank_account_ref = n.bank_account_ref AND x.counted_on = n.counted_on
-                               AND l.account_code = a.account_code AND l.currency = a.currency AND l.layer = 'SETTLED'
-                               AND l.effective_at = x.effective_at
-                               AND x.amount_minor = CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END) AS own
-               FROM new_match n
-               JOIN public.bank_account a ON a.tenant_id = n.tenant_id AND a.ref = n.bank_account_ref
-               JOIN public.bank_match_journal_line x ON x.tenant_id = n.tenant_id AND x.match_id = n.id
-               LEFT JOIN public.journal_line l
-                    ON l.tenant_id = x.tenant_id AND l.entry_id = x.entry_id AND l.sequence = x.sequence
-               GROUP BY x.match_id) j ON j.match_id = m.id
-    WHERE coalesce(b.net, 0) IS DISTINCT FROM coalesce(j.net, 0)
-       OR coalesce(b.lines, 0) + coalesce(j.lines, 0) < 2
-       OR coalesce(b.own, true) IS DISTINCT FROM true
-       OR (j.lines IS NOT NULL AND j.own IS DISTINCT FROM true)
+    SELECT side.id, sum(side.bank) AS bank, sum(side.ledger) AS ledger INTO bad
+    FROM (
+        -- A row for the match itself, so that one without any line is seen.
+        SELECT n.id, 0::bigint AS bank, 0::bigint AS ledger, 0 AS lines, true AS own FROM new_match n
+        UNION ALL
+        SELECT n.id, l.amount_minor, 0, 1, l.bank_account_ref IS NOT DISTINCT FROM n.bank_account_ref
+        FROM new_match n
+        JOIN public.bank_match_statement_line x ON x.tenant_id = n.tenant_id AND x.match_id = n.id
+        LEFT JOIN LATERAL (
+            SELECT l.amount_minor, s.bank_account_ref
+            FROM public.bank_statement_line l
+            JOIN public.bank_statement s ON s.tenant_id = l.tenant_id AND s.id = l.statement_id
+            WHERE l.tenant_id = x.tenant_id AND l.statement_id = x.statement_id AND l.number = x.number OFFSET 0) l ON true
+        UNION ALL
+        SELECT n.id, 0, x.amount_minor, 1, l.own IS NOT DISTINCT FROM true
+        FROM new_match n
+        JOIN public.bank_match_journal_line x ON x.tenant_id = n.tenant_id AND x.match_id = n.id
+        LEFT JOIN LATERAL (
+            SELECT x.bank_account_ref = n.bank_account_ref AND x.counted_on = n.counted_on
+                   AND l.account_code = a.account_code AND l.currency = a.currency AND l.layer = 'SETTLED'
+                   AND l.effective_at = x.effective_at
+                   AND x.amount_minor = CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END AS own
+            FROM public.journal_line l
+            JOIN public.bank_account a ON a.tenant_id = l.tenant_id AND a.ref = n.bank_account_ref
+            WHERE l.tenant_id = x.tenant_id AND l.entry_id = x.entry_id AND l.sequence = x.sequence OFFSET 0) l ON true) side
+    GROUP BY side.id
+    HAVING sum(side.bank) IS DISTINCT FROM sum(side.ledger) OR sum(side.lines) < 2 OR NOT bool_and(side.own)
     LIMIT 1;
     IF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'HP012', CONSTRAINT = 'bank_match_balances',
