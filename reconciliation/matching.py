@@ -8,7 +8,7 @@ that a hundred thousand lines on each side take seconds.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -132,9 +132,9 @@ def by_amount(bank: Movements, ledger: Movements) -> list[Match]:
     for amount, copies in of_bank.items():
         others = of_ledger.get(amount, [])
         for movements in copies:
-            candidates = _near(others, movements[0].on)
-            if len(candidates) == 1 and len(_near(copies, candidates[0][0].on)) == 1:
-                found += [Match("amount", (theirs,), (ours,)) for theirs, ours in _in_step(movements, candidates[0])]
+            candidate = _only_near(others, movements[0].on)
+            if candidate is not None and _only_near(copies, candidate[0].on) is not None:
+                found += [Match("amount", (theirs,), (ours,)) for theirs, ours in _in_step(movements, candidate)]
     return found
 
 
@@ -150,13 +150,13 @@ def many_to_one(bank: Movements, ledger: Movements) -> list[Match]:
 
 def reversed_in_ledger(bank: Movements, ledger: Movements) -> list[Match]:
     """An entry and its reversal that the bank has never seen: together they are nothing."""
-    originals: dict[tuple[str, int], list[Movement]] = defaultdict(list)
+    originals: dict[tuple[str, int], deque[Movement]] = defaultdict(deque)
     for movement in ledger:
         originals[movement.entry_id, movement.amount_minor].append(movement)
     found = []
     for mirror in ledger:
         if mirror.reverses and (those := originals.get((mirror.reverses, -mirror.amount_minor))):
-            found.append(Match("reversal", (), (those.pop(0), mirror)))
+            found.append(Match("reversal", (), (those.popleft(), mirror)))
     return found
 
 
@@ -201,13 +201,11 @@ class _Pool:
             self.day_sums[part.on, part.amount_minor > 0] -= part.amount_minor
 
     def of_reference(self, whole: Movement) -> list[Movement]:
-        if not whole.reference:
+        named = self.by_reference.get((whole.reference, whole.amount_minor > 0), []) if whole.reference else []
+        self.steps += len(named)
+        if len(named) < 2 or self.steps > MAX_STEPS:
             return []
-        parts = [
-            part
-            for part in self._free(self.by_reference.get((whole.reference, whole.amount_minor > 0), []))
-            if abs(part.on - whole.on) <= TOLERANCE
-        ]
+        parts = [part for part in self._free(named) if abs(part.on - whole.on) <= TOLERANCE]
         return parts if len(parts) > 1 and sum(part.amount_minor for part in parts) == whole.amount_minor else []
 
     def of_a_day(self, whole: Movement) -> list[Movement]:
@@ -276,15 +274,16 @@ class _Copies:
     """Movements by what makes another one their copy."""
 
     def __init__(self, movements: Iterable[Movement]) -> None:
-        self.dates: dict[tuple[Any, ...], list[date]] = defaultdict(list)
+        self.dates: dict[tuple[Any, ...], set[date]] = defaultdict(set)
         self.add(movements)
 
     def add(self, movements: Iterable[Movement]) -> None:
         for movement in movements:
-            self.dates[_copy_key(movement)].append(movement.on)
+            self.dates[_copy_key(movement)].add(movement.on)
 
     def has(self, movement: Movement) -> bool:
-        return any(abs(movement.on - day) <= TOLERANCE for day in self.dates.get(_copy_key(movement), ()))
+        days = self.dates.get(_copy_key(movement))
+        return days is not None and any(day in days for day in _around(movement.on))
 
 
 def _split(movements: Movements, settled: _Copies) -> tuple[list[Movement], list[Movement]]:
@@ -318,11 +317,11 @@ def _by_amount(movements: Movements) -> dict[int, list[list[Movement]]]:
     return found
 
 
-def _near(groups: list[list[Movement]], day: date) -> list[list[Movement]]:
-    """The groups whose first date is within the tolerance."""
+def _only_near(groups: list[list[Movement]], day: date) -> list[Movement] | None:
+    """The only group whose first date is within the tolerance; None when there are several or none."""
     start = bisect_left(groups, day.toordinal() - TOLERANCE.days, key=lambda group: group[0].on.toordinal())
     end = bisect_right(groups, day.toordinal() + TOLERANCE.days, key=lambda group: group[0].on.toordinal())
-    return groups[start:end]
+    return groups[start] if end - start == 1 else None
 
 
 def _in_step(bank: Movements, ledger: Movements) -> list[tuple[Movement, Movement]]:
@@ -342,11 +341,11 @@ def _in_step(bank: Movements, ledger: Movements) -> list[tuple[Movement, Movemen
 
 def _pairs(bank: Movements, ledger: Movements, same: Callable[[Movement], Any]) -> list[tuple[Movement, Movement]]:
     """Pairs of both sides for which `same` is the same, in order of date."""
-    waiting: dict[Any, list[Movement]] = defaultdict(list)
+    waiting: dict[Any, deque[Movement]] = defaultdict(deque)
     for movement in ledger:
         if name := same(movement):
             waiting[name].append(movement)
-    return [(movement, waiting[name].pop(0)) for movement in bank if (name := same(movement)) and waiting.get(name)]
+    return [(movement, waiting[name].popleft()) for movement in bank if (name := same(movement)) and waiting.get(name)]
 
 
 def _lonely_amounts(bank: Movements, ledger: Movements) -> list[tuple[Movement, Movement]]:
