@@ -25,6 +25,24 @@ OPENING = "opening balance"
 SUPERSEDED = "The lines of this break differ in another way now, or no longer."
 CHUNK = 10_000
 
+NET = "CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END"
+OF_ACCOUNT = """l.tenant_id = %(tenant)s AND l.account_code = %(code)s AND l.currency = %(currency)s
+              AND l.layer = 'SETTLED'"""
+# What of the books' balance counts on another day than its own, or for another bank account on the same GL account.
+ACROSS = """
+    (SELECT coalesce(sum(x.amount_minor), 0) FROM bank_match_journal_line x
+     WHERE x.tenant_id = %(tenant)s AND x.bank_account_ref = %(ref)s
+       AND x.effective_at > x.counted_on AND x.counted_on <= %(through)s AND x.effective_at > %(through)s)
+  - (SELECT coalesce(sum(x.amount_minor), 0) FROM bank_match_journal_line x
+     WHERE x.tenant_id = %(tenant)s AND x.bank_account_ref = %(ref)s
+       AND x.counted_on > %(through)s AND x.effective_at <= %(through)s)
+  - (SELECT coalesce(sum(x.amount_minor), 0) FROM bank_match_journal_line x
+     JOIN bank_account a ON a.tenant_id = x.tenant_id AND a.ref = x.bank_account_ref
+     WHERE x.tenant_id = %(tenant)s AND x.bank_account_ref <> %(ref)s
+       AND a.account_code = %(code)s AND a.currency = %(currency)s AND x.effective_at <= %(through)s)"""
+LEDGER_MINOR = f"""
+    (SELECT coalesce(sum({NET}), 0) FROM journal_line l WHERE {OF_ACCOUNT} AND l.effective_at <= %(through)s) + {ACROSS}"""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -212,28 +230,9 @@ def _ledger_lines(
         until=until,
         through=through,
     )
-    lines = [Movement((row[0], row[1]), *row[2:]) for row in rows if row[0] is not None]
-    (balance,) = (row[3] for row in rows if row[0] is None)
-    return [Movement(m.key, m.on, int(m.amount_minor), m.reference, m.mark, m.reverses) for m in lines], int(balance)
-
-
-NET = "CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END"
-OF_ACCOUNT = """l.tenant_id = %(tenant)s AND l.account_code = %(code)s AND l.currency = %(currency)s
-              AND l.layer = 'SETTLED'"""
-# What of the books' balance counts on another day than its own, or for another bank account on the same GL account.
-ACROSS = """
-    (SELECT coalesce(sum(x.amount_minor), 0) FROM bank_match_journal_line x
-     WHERE x.tenant_id = %(tenant)s AND x.bank_account_ref = %(ref)s
-       AND x.counted_on <= %(through)s AND x.effective_at > %(through)s)
-  - (SELECT coalesce(sum(x.amount_minor), 0) FROM bank_match_journal_line x
-     WHERE x.tenant_id = %(tenant)s AND x.bank_account_ref = %(ref)s
-       AND x.counted_on > %(through)s AND x.effective_at <= %(through)s)
-  - (SELECT coalesce(sum(x.amount_minor), 0) FROM bank_match_journal_line x
-     JOIN bank_account a ON a.tenant_id = x.tenant_id AND a.ref = x.bank_account_ref
-     WHERE x.tenant_id = %(tenant)s AND x.bank_account_ref <> %(ref)s
-       AND a.account_code = %(code)s AND a.currency = %(currency)s AND x.effective_at <= %(through)s)"""
-LEDGER_MINOR = f"""
-    (SELECT coalesce(sum({NET}), 0) FROM journal_line l WHERE {OF_ACCOUNT} AND l.effective_at <= %(through)s) + {ACROSS}"""
+    lines = [Movement((row[0], row[1]), row[2], int(row[3]), *row[4:]) for row in rows if row[0] is not None]
+    (balance,) = (int(row[3]) for row in rows if row[0] is None)
+    return lines, balance
 
 
 def _known_bank_lines(cursor: CursorWrapper, account: BankAccount, bank: Sequence[Movement]) -> list[Movement]:
