@@ -2109,6 +2109,13 @@ CREATE INDEX bank_match_journal_line_across ON public.bank_match_journal_line US
 
 
 --
+-- Name: bank_match_journal_line_later; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_match_journal_line_later ON public.bank_match_journal_line USING btree (tenant_id, bank_account_ref, counted_on);
+
+
+--
 -- Name: bank_match_journal_line_of; Type: INDEX; Schema: public; Owner: -
 --
 

@@ -144,7 +144,7 @@ class MatchedJournalLine(TenantOwned):
             models.Index(fields=["tenant_id", "match_id"], name="bank_match_journal_line_of"),
             # Those that count on another side of a statement's last day than their own date: later ones are few and have an
             # index of their own, earlier ones are those of later statements.
-            models.Index(fields=["tenant_id", "bank_account_ref", "counted_on"], name="bank_match_journal_line_counted"),
+            models.Index(fields=["tenant_id", "bank_account_ref", "counted_on"], name="bank_match_journal_line_later"),
             models.Index(
                 fields=["tenant_id", "bank_account_ref", "counted_on"],
                 name="bank_match_journal_line_across",

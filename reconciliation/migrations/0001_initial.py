@@ -93,7 +93,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'db_table': 'bank_match_journal_line',
-                'indexes': [models.Index(fields=['tenant_id', 'match_id'], name='bank_match_journal_line_of'), models.Index(fields=['tenant_id', 'bank_account_ref', 'counted_on'], name='bank_match_journal_line_counted'), models.Index(condition=models.Q(('effective_at__gt', models.F('counted_on'))), fields=['tenant_id', 'bank_account_ref', 'counted_on'], name='bank_match_journal_line_across')],
+                'indexes': [models.Index(fields=['tenant_id', 'match_id'], name='bank_match_journal_line_of'), models.Index(fields=['tenant_id', 'bank_account_ref', 'counted_on'], name='bank_match_journal_line_later'), models.Index(condition=models.Q(('effective_at__gt', models.F('counted_on'))), fields=['tenant_id', 'bank_account_ref', 'counted_on'], name='bank_match_journal_line_across')],
             },
         ),
         migrations.CreateModel(
