@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +42,15 @@ DOCS_POLICY = (
 # What the converters of the URL conf let through, and which parameters all lists share.
 PATH_TYPES: dict[str, type[fields.Wire]] = {"id": fields.Uuid, "account_code": fields.AccountCode}
 PAGING = {"page_size": "PageSize", "page_token": "PageToken"}
+
+# A file that is sent as a form.
+FORM_TYPE = "multipart/form-data"
+FORM = {
+    "type": "object",
+    "required": ["file"],
+    "additionalProperties": False,
+    "properties": {"file": {"type": "string", "contentMediaType": "application/octet-stream"}},
+}
 
 # Refusals that need no declaration. 405 is none of them: an operation that is in the document has its method.
 OF_EVERY_OPERATION = (
@@ -133,7 +142,8 @@ class Schema(AutoSchema):
         action = getattr(view, view.action)
         if not hasattr(action, "operation"):
             raise ImproperlyConfigured(f"{type(view).__name__}.{view.action} declares no @operation.")
-        return _described(action, method, path_regex, registry, view.scopes[view.action], view.body_limit)
+        files = view.file_bodies.get(view.action, frozenset())
+        return _described(action, method, path_regex, registry, view.scopes[view.action], view.body_limit, files)
 
 
 def complete(result: dict[str, Any], generator: SchemaGenerator, **_: object) -> dict[str, Any]:
@@ -156,7 +166,13 @@ def complete(result: dict[str, Any], generator: SchemaGenerator, **_: object) ->
 
 # --- One operation ---------------------------------------------------------------------------------------------------
 def _described(
-    view: Any, method: str, route: str, registry: ComponentRegistry, scope: str | None = None, body_limit: int = 0
+    view: Any,
+    method: str,
+    route: str,
+    registry: ComponentRegistry,
+    scope: str | None = None,
+    body_limit: int = 0,
+    files: Collection[str] = (),
 ) -> dict[str, Any]:
     """The operation object of a view. Without a scope it is open to everyone."""
     declared: Operation = view.operation
@@ -184,6 +200,14 @@ def _described(
             "required": True,
             "description": f"At most {body_limit // 1024} KiB.",
             "content": {"application/json": {"schema": _schema(declared.request, registry)}},
+        }
+    if files:
+        described["requestBody"] = {
+            "required": True,
+            "description": f"The file as it is, or the one part of a form. At most {body_limit // 1024} KiB.",
+            "content": {
+                media_type: {"schema": FORM if media_type == FORM_TYPE else {}} for media_type in sorted(files)
+            },
         }
     described["responses"] = _answers(declared, method, registry)
     if scope is not None:

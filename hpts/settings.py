@@ -90,6 +90,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "hpts",
     "ledger",
+    "reconciliation",
 ]
 MIDDLEWARE = [
     "hpts.middleware.RequestIdentity",
