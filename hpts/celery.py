@@ -17,6 +17,7 @@ BEAT_SCHEDULE: dict[str, dict[str, object]] = {
     "accrue_due": {"task": "ledger.accrue_due", "schedule": 15.0},
     # Each tenant's night comes at its own midnight; the table of runs says which one is due.
     "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
+    "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
 }
 
 app = Celery("hpts")

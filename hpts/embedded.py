@@ -125,18 +125,22 @@ def _secrets(state: Path) -> dict[str, str]:
     """Passwords and keys of this state directory, made at the first call."""
     path = state / "secrets.json"
     with locked(state / "secrets.lock"):
-        if not path.exists():
+        made: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
+        if not made:
             names = ("superuser", "owner", "app", "readonly", "redis")
             made = {f"{name}_password": secrets.token_hex(24) for name in names}
             made |= {"HPTS_SECRET_KEY": secrets.token_urlsafe(48), "HPTS_SIGNING_KEY": _signing_key()}
+        if "HPTS_WEBHOOK_KEYS" not in made:  # Of a state directory from before there were webhooks, too.
+            made["HPTS_WEBHOOK_KEYS"] = secrets.token_urlsafe(48)
             write_private(path, json.dumps(made, indent=1))
-        return dict(json.loads(path.read_text()))
+        return made
 
 
 def application_secrets(state: Path) -> dict[str, str]:
     """The variables that hold the application's own keys, made at the first call."""
     made = _secrets(state)
-    return {name: made[name] for name in ("HPTS_SECRET_KEY", "HPTS_SIGNING_KEY")} | {"HPTS_DEVELOPMENT": "1"}
+    names = ("HPTS_SECRET_KEY", "HPTS_SIGNING_KEY", "HPTS_WEBHOOK_KEYS")
+    return {name: made[name] for name in names} | {"HPTS_DEVELOPMENT": "1"}
 
 
 def role_passwords(state: Path) -> dict[str, str]:

@@ -43,7 +43,7 @@ class RequestIdentity:
         else:
             response = self.get_response(request)
         response["X-Request-Id"] = request.request_id  # type: ignore[attr-defined]
-        if not response.streaming and "Content-Length" not in response:
+        if not response.streaming and "Content-Length" not in response and response.status_code != 204:
             # Else the server sends chunks, which are two more writes to the socket.
             response["Content-Length"] = str(len(response.content))
         return response

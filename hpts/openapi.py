@@ -84,7 +84,7 @@ class Operation:
     operation_id: str
     tag: str
     returns: str
-    answer: Shape
+    answer: Shape | None
     request: Shape | None
     query: type[msgspec.Struct] | None
     etag: bool
@@ -98,7 +98,7 @@ def operation(
     tag: str,
     *,
     returns: str,
-    answer: Shape,
+    answer: Shape | None,
     request: Shape | None = None,
     query: type[msgspec.Struct] | None = None,
     etag: bool = False,
@@ -108,9 +108,9 @@ def operation(
 ) -> Callable[[View], View]:
     """Declare an operation of the document; its summary is the first line of the view's docstring.
 
-    `returns` says in words what `answer` is; `etag`: the answer bears the loan's; `refuses`: the problems that are this
-    operation's own; `status`: what a POST answers the first time; `also`: other statuses with the
-    same answer, and what they mean.
+    `returns` says in words what `answer` is (None: 204 and nothing); `etag`: the answer bears the loan's; `refuses`: the
+    problems that are this operation's own; `status`: what a POST answers the first time; `also`: other statuses with the same
+    answer, and what they mean.
     """
     declared = Operation(
         operation_id=operation_id,
@@ -239,8 +239,12 @@ def _parameters(declared: Operation, method: str, route: str, registry: Componen
 
 
 def _answers(declared: Operation, method: str, registry: ComponentRegistry) -> dict[str, Any]:
-    schema = _schema(declared.answer, registry)
     headers = ["X-Request-Id", "ETag"] if declared.etag else ["X-Request-Id"]
+    if declared.answer is None:
+        empty = _answer(declared.returns, {}, headers)
+        del empty["content"]
+        return {"204": empty}
+    schema = _schema(declared.answer, registry)
     if method == "POST":
         replay = "A repeated request: the first answer, byte for byte."
         answers = {

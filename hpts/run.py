@@ -1,6 +1,6 @@
 """`make run`: the whole product on this machine, in the foreground, as one tree of processes that ends together.
 
-    python -m hpts.run        servers, roles, migrations, demo tenant, API, worker, beat
+    python -m hpts.run        servers, roles, migrations, demo tenant, API, worker, beat, deliverer
     python -m hpts.run api    the web server alone, in this process (containers)
 
 It supervises: what dies is started again. Every child asks the kernel for a signal when this process dies, so that even
@@ -68,6 +68,10 @@ def worker_command() -> list[str]:
 def beat_command(schedule: Path) -> list[str]:
     command = [sys.executable, "-m", "celery", "--app", "hpts", "beat", "--loglevel", "info"]
     return [*command, "--schedule", str(schedule), "--pidfile", ""]
+
+
+def deliverer_command() -> list[str]:
+    return [sys.executable, "manage.py", "deliver_webhooks"]
 
 
 # --- The port --------------------------------------------------------------------------------------------------------
@@ -233,7 +237,7 @@ class Supervisor:
             self.children[0].start(self.variables)
             with console.status("Starting the API"):
                 self._wait_until_live()
-            # The watch starts the worker and beat; the API had the processors to itself until now.
+            # The watch starts the others; the API had the processors to itself until now.
             self._watch()
             self._announce(self._demo())
             while True:
@@ -259,6 +263,8 @@ class Supervisor:
                 self.attachments.append(attachment)
         own = embedded.application_secrets(self.state)
         served = [attachment.variables for attachment in self.attachments]
+        # Receivers of webhooks are tried out on this machine.
+        own["WEBHOOK_ALLOW_PRIVATE_TARGETS"] = "1"
         self.variables = own | os.environ | given | {"PORT": str(self.port)}
         for variables in served:
             self.variables |= variables
@@ -269,11 +275,13 @@ class Supervisor:
         binds = [f"fd://{descriptor}" for descriptor in descriptors]
         # Two runs of one checkout must not write one schedule.
         schedule = self.state / f"beat-{self.port}.db"
-        # When this process is killed, SIGQUIT ends the web server and the worker at once, without waiting for work.
+        # When this process is killed, SIGQUIT ends the web server and the worker at once, without waiting for work; the
+        # deliverer has nothing to tidy up.
         return [
             Child("The API", server_command(*binds), signal.SIGQUIT, descriptors=descriptors),
             Child("The worker", worker_command(), signal.SIGQUIT, log=logs / "worker.log"),
             Child("Beat", beat_command(schedule), signal.SIGTERM, log=logs / "beat.log"),
+            Child("The deliverer", deliverer_command(), signal.SIGKILL, log=logs / "deliverer.log"),
         ]
 
     def _manage(self, *arguments: str) -> str:

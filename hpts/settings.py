@@ -7,7 +7,9 @@ With no `DATABASE_URL` in the environment, the variables of the running embedded
 from __future__ import annotations
 
 import os
+from ipaddress import ip_network
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import environ
 
@@ -91,6 +93,7 @@ INSTALLED_APPS = [
     "hpts",
     "ledger",
     "reconciliation",
+    "webhooks",
 ]
 MIDDLEWARE = [
     "hpts.middleware.RequestIdentity",
@@ -134,6 +137,8 @@ AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.Mi
 MAX_BODY_BYTES = 256 * 1024
 MAX_BATCH_BODY_BYTES = 16 * 1024 * 1024
 DATA_UPLOAD_MAX_MEMORY_SIZE = MAX_BATCH_BODY_BYTES
+# How many requests of a process may wait for something to happen: half of its threads.
+WAITING_READERS = max(env.int("HPTS_WEB_THREADS", 8) // 2, 1)
 REST_FRAMEWORK = {
     "DEFAULT_AUTHENTICATION_CLASSES": ["hpts.auth.BearerToken"],
     "DEFAULT_PERMISSION_CLASSES": ["hpts.auth.HasScope"],
@@ -192,6 +197,18 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher", "hpts.oa
 
 # --- Workers ---------------------------------------------------------------------------------------------------------
 REDIS_URL = env.str("REDIS_URL", "")
+
+# --- Webhooks --------------------------------------------------------------------------------------------------------
+# Secrets of endpoints are sealed with the first key and opened with any; each has 32 characters or more.
+WEBHOOK_KEYS = env.list("HPTS_WEBHOOK_KEYS", default=[])
+# Development alone: receivers on this machine's loopback, over http too. Nothing else that is private, ever.
+WEBHOOK_ALLOW_PRIVATE_TARGETS = DEVELOPMENT and env.bool("WEBHOOK_ALLOW_PRIVATE_TARGETS", False)
+WEBHOOK_PORTS = frozenset(int(port) for port in env.list("HPTS_WEBHOOK_PORTS", default=["443"]))
+# Our own names, and our own public addresses: a receiver is somebody else.
+WEBHOOK_DENIED_HOSTS = frozenset(
+    name.strip("[].").lower() for name in (*ALLOWED_HOSTS, urlsplit(ISSUER).hostname or "")
+)
+WEBHOOK_DENIED_NETWORKS = tuple(ip_network(each) for each in env.list("HPTS_WEBHOOK_DENIED_NETWORKS", default=[]))
 
 # --- Logs ------------------------------------------------------------------------------------------------------------
 LOGGING = {

@@ -11,13 +11,13 @@ from reconciliation import runs
 logger = logging.getLogger("hpts.reconciliation")
 
 
-@app.task(name="reconciliation.work_off")  # type: ignore[untyped-decorator]
+@app.task(name="reconciliation.work_off")
 def work_off(tenant_id: str) -> None:
     """A tenant has a run to work off."""
     runs.work_off(tenant_id)
 
 
-@app.task(name="reconciliation.look_around")  # type: ignore[untyped-decorator]
+@app.task(name="reconciliation.look_around")
 def look_around() -> None:
     """Each tenant's night, and what no message has told of. One tenant's failure is not another's."""
     for tenant_id in tenants():

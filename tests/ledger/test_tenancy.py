@@ -158,7 +158,8 @@ def test_nobody_but_the_owner_changes_rows_of_the_journal() -> None:
         tenant_tables(),
     )
     work = {"accrual_exception": {"code", "detail"}}  # No books: what a run could not do.
-    assert set(columns) == {(table, column) for table, own in (ITS_OWN | work).items() for column in own}
+    of_the_books = {(table, column) for table, column in columns if not table.startswith("webhook_")}
+    assert of_the_books == {(table, column) for table, own in (ITS_OWN | work).items() for column in own}
 
 
 # --- Without a tenant ------------------------------------------------------------------------------------------------

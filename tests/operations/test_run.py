@@ -101,7 +101,7 @@ def test_what_dies_is_started_again_and_sigterm_ends_all(runs: Runs) -> None:
     assert token(demo)
     assert runs.healthy(port)
 
-    for words in (GUNICORN_MASTER, ("celery", "worker"), ("celery", "beat")):
+    for words in (GUNICORN_MASTER, ("celery", "worker"), ("celery", "beat"), ("deliver_webhooks",)):
         victim = place.processes(*words)[0]
         os.kill(victim, signal.SIGKILL)
         eventually(lambda: [*place.processes(*words), victim][0] != victim, within=15, what=f"{words} again")  # noqa: B023

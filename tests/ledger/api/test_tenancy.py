@@ -74,7 +74,13 @@ LISTS = [
 
 def test_every_read_has_a_probe() -> None:
     routes: list[Any] = get_resolver("hpts.urls").url_patterns
-    below_v1 = [route for part in routes if str(part.pattern) == "v1/" for route in part.url_patterns]
+    below_v1 = [
+        route
+        for part in routes
+        if str(part.pattern) == "v1/"
+        for route in part.url_patterns
+        if route.callback.cls.__module__ == "ledger.views"
+    ]
     reads = {f"/v1/{route.pattern}" for route in below_v1 if "get" in route.callback.actions}
     probed = {path.partition("?")[0] for path in [*PROBES, *LISTS]}
     missing = {read for read in reads if _template(read) not in probed}

@@ -1,0 +1,228 @@
+"""All reads of webhooks: which tenants have work, endpoints, deliveries, the feed, figures. One function per question."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from django.db import connections
+from django.db.backends.utils import CursorWrapper
+
+from hpts.tenancy import current_tenant
+from ledger.queries import timestamp
+from webhooks.models import UNDELIVERED
+
+# Readiness is red when an entry has waited so long for its place in the feed.
+STUCK_AFTER_SECONDS = 60.0
+
+
+def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
+    cursor.execute(sql, {"tenant": current_tenant(), **params})
+    rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
+
+
+# --- Work ------------------------------------------------------------------------------------------------------------
+
+
+class Work(NamedTuple):
+    """What waits of one tenant. `waiting_since`: when the oldest entry that is not in the feed yet was posted."""
+
+    tenant_id: str
+    waiting_since: datetime | None
+    to_relay: bool
+    to_deliver: bool
+
+
+def work() -> list[Work]:
+    """Every tenant with something to relay or to deliver. Not to be asked inside a tenant's transaction."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT tenant_id::text, waiting_since, to_relay, to_deliver FROM webhook_work()")
+        return [Work(*row) for row in cursor.fetchall()]
+
+
+class RelayBehind(RuntimeError):
+    """Entries wait for their announcement: no worker runs, or it cannot go on."""
+
+
+def check_relay() -> None:
+    """The readiness check: raises RelayBehind when the relay is stuck."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT extract(epoch FROM clock_timestamp() - min(waiting_since))::float8 FROM webhook_work()")
+        ((seconds,),) = cursor.fetchall()
+    if seconds is not None and seconds > STUCK_AFTER_SECONDS:
+        raise RelayBehind(f"An entry has waited for {seconds:.0f} s to be announced.")
+
+
+# --- Endpoints and deliveries ----------------------------------------------------------------------------------------
+
+
+def _present(**members: object) -> dict[str, Any]:
+    """The members that have a value; instants as text."""
+    return {
+        name: timestamp(value) if isinstance(value, datetime) else value
+        for name, value in members.items()
+        if value is not None
+    }
+
+
+def endpoints(cursor: CursorWrapper, *, after: str | None, limit: int) -> list[dict[str, Any]]:
+    """Endpoints as the API shows them, in order of id."""
+    return _endpoints(cursor, "(%(after)s::uuid IS NULL OR id > %(after)s::uuid)", after=after, limit=limit)
+
+
+def endpoint(cursor: CursorWrapper, *, endpoint_id: str) -> dict[str, Any] | None:
+    """One endpoint as the API shows it."""
+    found = _endpoints(cursor, "id = %(id)s::uuid", id=endpoint_id, limit=1)
+    return found[0] if found else None
+
+
+def _endpoints(cursor: CursorWrapper, condition: str, **params: Any) -> list[dict[str, Any]]:
+    rows = _rows(
+        cursor,
+        f"""SELECT id::text, url, event_types, description, state, disabled_reason, failing_since, created_at
+            FROM webhook_endpoint WHERE tenant_id = %(tenant)s AND {condition} ORDER BY id LIMIT %(limit)s""",
+        **params,
+    )
+    return [
+        _present(
+            webhook_endpoint_id=endpoint_id,
+            url=url,
+            event_types=event_types,
+            description=description,
+            state=state,
+            disabled_reason=disabled_reason,
+            failing_since=failing_since,
+            created_at=created_at,
+        )
+        for endpoint_id, url, event_types, description, state, disabled_reason, failing_since, created_at in rows
+    ]
+
+
+def deliveries(
+    cursor: CursorWrapper,
+    *,
+    delivery_id: str | None = None,
+    endpoint_id: str | None = None,
+    state: str | None = None,
+    event_type: str | None = None,
+    before: str | None = None,
+    limit: int = 1,
+) -> list[dict[str, Any]]:
+    """Deliveries as the API shows them, the newest first."""
+    # Only what is asked for stands in the statement, so that each question finds its index.
+    asked = {"id": delivery_id, "endpoint_id": endpoint_id, "state": state, "event_type": event_type}
+    conditions = [f"d.{name} = %({name})s" for name, value in asked.items() if value is not None]
+    if before is not None:
+        conditions.append("d.id < %(before)s::uuid")
+    rows = _rows(
+        cursor,
+        f"""SELECT d.id::text, d.endpoint_id::text, v.entry_id::text, d.event_type, d.state, d.attempt, d.created_at,
+                   CASE WHEN d.state = 'pending' THEN d.due_at END, d.attempted_at, d.status_code, d.error, d.finished_at
+            FROM webhook_delivery d
+            LEFT JOIN webhook_event v ON v.tenant_id = d.tenant_id AND v.sequence = d.sequence
+            WHERE {" AND ".join(["d.tenant_id = %(tenant)s", *conditions])} ORDER BY d.id DESC LIMIT %(limit)s""",
+        **asked,
+        before=before,
+        limit=limit,
+    )
+    return [
+        _present(
+            delivery_id=row[0],
+            webhook_endpoint_id=row[1],
+            journal_entry_id=row[2],
+            event_type=row[3],
+            state=row[4],
+            attempt=row[5],
+            created_at=row[6],
+            next_attempt_at=row[7],
+            last_attempt_at=row[8],
+            last_status=row[9],
+            last_error=row[10],
+            finished_at=row[11],
+        )
+        for row in rows
+    ]
+
+
+# --- The feed --------------------------------------------------------------------------------------------------------
+
+# How many events one request with a filter looks at.
+FEED_WINDOW = 10_000
+
+
+class Feed(NamedTuple):
+    """A piece of the feed: items as JSON text, the cursor behind them, and the last event's sequence."""
+
+    items: list[str]
+    next_cursor: int
+    head: int
+
+
+def feed(cursor: CursorWrapper, *, after: int, event_type: str | None, limit: int) -> Feed:
+    """The events behind a cursor, in order. A filter costs at most a window of events, which the cursor then leaves behind."""
+    ((head,),) = _rows(cursor, "SELECT coalesce(max(sequence), 0) FROM webhook_event WHERE tenant_id = %(tenant)s")
+    last = min(head, after + FEED_WINDOW)
+    rows = _rows(
+        cursor,
+        f"""SELECT sequence, document, encode(previous_hash, 'hex'), encode(hash, 'hex') FROM webhook_event
+            WHERE tenant_id = %(tenant)s AND sequence > %(after)s AND sequence <= %(last)s
+              {"" if event_type is None else "AND event_type = %(event_type)s"}
+            ORDER BY sequence LIMIT %(limit)s""",
+        after=after,
+        last=last,
+        event_type=event_type,
+        limit=limit,
+    )
+    items = [f'{document[:-1]},"previous_hash":"{previous}","hash":"{own}"}}' for _, document, previous, own in rows]
+    return Feed(items, rows[-1][0] if len(rows) == limit else max(last, after), head)
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+
+
+def figures(cursor: CursorWrapper) -> dict[str, Any]:
+    """What an operator looks at, of one tenant: what waits, for how long, what has failed."""
+    ((relayed, waiting, oldest),) = _rows(
+        cursor,
+        """WITH head AS (SELECT sequence, created_xid, entry_id FROM webhook_event
+                         WHERE tenant_id = %(tenant)s ORDER BY sequence DESC LIMIT 1)
+           SELECT coalesce((SELECT sequence FROM head), 0), count(o.entry_id),
+                  extract(epoch FROM clock_timestamp() - min(e.posted_at))::float8
+           FROM outbox_message o JOIN journal_entry e ON e.tenant_id = o.tenant_id AND e.id = o.entry_id
+           WHERE o.tenant_id = %(tenant)s
+             AND (o.created_xid, o.entry_id) > (coalesce((SELECT created_xid FROM head), '0'),
+                                                coalesce((SELECT entry_id FROM head), '00000000-0000-0000-0000-000000000000'))""",
+    )
+    ((due, oldest_due, later, leased),) = _rows(
+        cursor,
+        """SELECT count(*) FILTER (WHERE d.state = 'pending' AND d.due_at <= c.now),
+                  extract(epoch FROM max(c.now - d.due_at) FILTER (WHERE d.state = 'pending' AND d.due_at <= c.now))::float8,
+                  count(*) FILTER (WHERE d.state = 'pending' AND d.due_at > c.now), count(*) FILTER (WHERE d.state = 'leased')
+           FROM (SELECT statement_timestamp() AS now) c, webhook_delivery d
+           JOIN webhook_endpoint e ON e.tenant_id = d.tenant_id AND e.id = d.endpoint_id
+           WHERE d.tenant_id = %(tenant)s AND d.state IN ('pending', 'leased') AND e.state = 'enabled'""",
+    )
+    failed = _rows(
+        cursor,
+        """SELECT state, count(*) FROM webhook_delivery
+           WHERE tenant_id = %(tenant)s AND state IN ('exhausted', 'dead', 'cancelled') GROUP BY state""",
+    )
+    ((enabled, disabled, failing),) = _rows(
+        cursor,
+        """SELECT count(*) FILTER (WHERE state = 'enabled'), count(*) FILTER (WHERE state = 'disabled'),
+                  count(*) FILTER (WHERE state = 'enabled' AND failing_since IS NOT NULL)
+           FROM webhook_endpoint WHERE tenant_id = %(tenant)s""",
+    )
+    return {
+        "events": relayed,
+        "waiting_for_relay": waiting,
+        "oldest_waiting_seconds": oldest,
+        "endpoints": {"enabled": enabled, "disabled": disabled, "failing": failing},
+        "due": due,
+        "oldest_due_seconds": oldest_due,
+        "retrying": later,
+        "in_flight": leased,
+        **dict.fromkeys(UNDELIVERED, 0),
+        **dict(failed),
+    }

@@ -1,0 +1,25 @@
+"""What is done by schedule. Deliveries are not: their sweep is the worker's own (worker.py), and no broker takes part in it."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+from hpts.celery import app
+
+from hpts.tenancy import tenant_transaction
+from ledger.proof import tenants
+from webhooks import delivery
+
+KEPT_DAYS = 31
+BATCH = 5_000
+
+
+@app.task(name="webhooks.purge_deliveries")
+def purge_deliveries() -> None:
+    """Remove deliveries that ended a month ago, in short transactions. Run twice at once it does no harm."""
+    before = datetime.now(UTC) - timedelta(days=KEPT_DAYS)
+    for tenant_id in tenants():
+        removed = BATCH
+        while removed == BATCH:
+            with tenant_transaction(tenant_id) as cursor:
+                removed = delivery.purge(cursor, before=before, limit=BATCH)
