@@ -5,7 +5,6 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 from hpts.celery import app
-
 from hpts.tenancy import tenant_transaction
 from ledger.proof import tenants
 from webhooks import delivery
