@@ -103,6 +103,7 @@ def reconcile(cursor: CursorWrapper, account: BankAccount, actor: str, as_of: da
     known = _known_bank_lines(cursor, account, bank)
     matches, bank_left, ledger_left = matching.match(bank, ledger, known)
     match_ids = record_matches(cursor, account, actor, matches, counted_on)
+    ledger_minor += _moved_across(matches, counted_on, latest.to_date)
 
     past = _breaks(cursor, account, as_of)
     explained = _explained(past, {movement.key for movement in (*bank_left, *ledger_left)})
@@ -307,10 +308,7 @@ def record_matches(
     heads, bank_lines, ledger_lines = [], [], []
     for each in matches:
         match_id = str(uuid.uuid4())
-        on = min(
-            (counted_on[movement.key[0]] for movement in each.bank),
-            default=min((movement.on for movement in each.ledger), default=date.max),
-        )
+        on = _counted(each, counted_on)
         heads.append((match_id, each.rule, on))
         bank_lines += [(match_id, *movement.key) for movement in each.bank]
         ledger_lines += [(match_id, *movement.key, movement.on, on, movement.amount_minor) for movement in each.ledger]
@@ -336,6 +334,21 @@ def record_matches(
             (tenant, account.ref, actor, *chunk),
         )
     return claimed
+
+
+def _counted(each: Match, counted_on: dict[str, date]) -> date:
+    """From which day on a match counts: the last day of the bank's statement; of the books alone, the first line's."""
+    ends = [counted_on[movement.key[0]] for movement in each.bank]
+    return min(ends or [movement.on for movement in each.ledger])
+
+
+def _moved_across(matches: Iterable[Match], counted_on: dict[str, date], through: date) -> int:
+    """What new matches add to the books' balance through a day, because they count on another side of it than their lines."""
+    return sum(
+        movement.amount_minor * ((_counted(each, counted_on) <= through) - (movement.on <= through))
+        for each in matches
+        for movement in each.ledger
+    )
 
 
 def _chunks(rows: Sequence[tuple[Any, ...]]) -> Iterable[tuple[list[Any], ...]]:

@@ -82,7 +82,7 @@ ROLES = {
 
 @pytest.fixture(scope="module")
 def full() -> Books:
-    """Books with a row in every table. Nothing below changes them, so one is enough."""
+    """Books with a row in every table of the ledger. Nothing below changes them, so one is enough."""
     from tests.ledger.conftest import open_books
 
     books = open_books(loans=2)
@@ -98,7 +98,8 @@ def full() -> Books:
     books.run(operations.pause_accrual, NewAccrualPause(from_date=date(2025, 3, 1)), loan_id=books.loan.loan_id)
     assert books.accrue_by_engine("2025-12-31", program_id)["exception_count"] == 1
     books.close("2025-01-31")
-    assert all(contents(books.tenant_id)[table][0] > 0 for table in TABLES)
+    rows = contents(books.tenant_id)
+    assert all(rows[table][0] > 0 for table in TABLES)
     return books
 
 

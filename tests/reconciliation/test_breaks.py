@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from reconciliation import runs
 from tests.conftest import posted, refused
 from tests.reconciliation.conftest import Bank
 
@@ -87,3 +88,15 @@ def test_dates_may_differ_by_three_days(bank: Bank, days: int) -> None:
     bank.has(100, "2026-02-10", "A")
     bank.imports("2026-02-01", "2026-02-28", (f"2026-02-{10 + days}", "1.00", "A"))
     assert bank.open() == []
+
+
+def test_a_line_that_the_books_date_after_the_statement_counts_where_the_bank_has_it(bank: Bank) -> None:
+    """Matched across the statement's end: neither the run nor the status takes it for a difference."""
+    bank.has(500, "2026-03-02", "LATE")
+    made = bank.imports("2026-02-01", "2026-02-28", ("2026-02-28", "5.00", "LATE"))
+    assert (made["matched_count"], made["break_count"]) == (1, 0)
+    bank.api.post("/v1/reconciliation/runs", {})
+    runs.work_off(bank.lender.tenant_id)
+    assert (bank.open(), bank.status()) == ([], ("reconciled", 0))
+    bank.imports("2026-03-01", "2026-03-31", opening="5.00")
+    assert (bank.open(), bank.status()) == ([], ("reconciled", 0))

@@ -52,6 +52,11 @@ def movements(chance: random.Random, bank: Bank, month: int) -> list[Row]:
             late = min(28, day + chance.choice([0, 1, 2, 3, 6]))
             other = amount + chance.choice([0, 0, 0, 10])
             bank.has(other, f"2026-{month:02}-{late:02}", reference)
+    # Dated behind the statement's end, and matched across it when the amounts agree.
+    if chance.random() < 0.5:
+        amount, last = chance.choice(AMOUNTS), 28 if month == 2 else 31
+        rows.append((f"2026-{month:02}-{last}", f"{amount / 100:.2f}", "LATE"))
+        bank.has(amount, f"2026-{month + 1:02}-{chance.choice([1, 2, 3]):02}", chance.choice(["LATE", None]))
     # On the days around the statements' ends, and in the gap between them.
     bank.has(chance.choice(AMOUNTS), f"2026-{month:02}-{chance.choice([1, 2, 28]):02}", chance.choice(REFERENCES))
     return rows

@@ -116,6 +116,13 @@ def test_what_no_statement_covers_is_no_break() -> None:
     assert breaks([], outside) == []
 
 
+def test_the_search_for_sums_ends_when_its_steps_are_used_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, ledger, expected = TABLE["the only choice of several days"]
+    assert matched(bank, ledger) == expected
+    monkeypatch.setattr("reconciliation.matching.MAX_STEPS", -1)
+    assert matched(bank, ledger) == []
+
+
 # --- Whatever the lines are ------------------------------------------------------------------------------------------
 
 SIDE = st.lists(
