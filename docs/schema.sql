@@ -67,6 +67,7 @@ $$;
 CREATE FUNCTION public.accrue_chunk(p_run uuid, p_number integer, OUT number integer, OUT accrued bigint, OUT visited bigint, OUT excepted bigint) RETURNS record
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
     AS $$
 DECLARE
     v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
@@ -75,8 +76,9 @@ DECLARE
     v_first uuid;
     v_last uuid;
     v_terms public.interest_term[];
+    v_by_client boolean;
     v_ids uuid[];
-    v_id uuid := uuidv7();
+    v_id uuid;
     v_posted_at timestamptz;
     v_head text;
     v_tail text;
@@ -108,6 +110,7 @@ BEGIN
     INTO c_principal, c_interest, c_income, c_suspense
     FROM public.gl_account a WHERE a.tenant_id = v_tenant;
     v_terms := public.interest_terms(v_tenant, v_run.program_id, NULL, NULL);
+    v_by_client := EXISTS (SELECT FROM unnest(v_terms) t WHERE NOT t.accrues);
 
     -- The loans that may move, locked in the order of their ids; those that owe no principal and of which nothing new is known
     -- are left in peace.
@@ -123,10 +126,15 @@ BEGIN
                      AND coalesce((SELECT b.balance_minor = 0 FROM public.loan_balance b
                                    WHERE b.tenant_id = v_tenant AND b.loan_id = l.id AND b.account_code = c_principal
                                      AND b.layer = 'SETTLED'), true)
-                     AND l.accrued_terms IS NOT DISTINCT FROM hashtextextended(public.terms_known(v_terms, l.accrued_through), 0))
+                     AND l.accrued_terms IS NOT DISTINCT FROM hashtextextended(public.terms_known(v_terms, l.accrued_through), 0)
+                     AND NOT EXISTS (SELECT FROM public.loan_terms t WHERE t.tenant_id = v_tenant AND t.loan_id = l.id)
+                     AND NOT EXISTS (SELECT FROM public.accrual_pause p WHERE p.tenant_id = v_tenant AND p.loan_id = l.id))
           ORDER BY l.id FOR NO KEY UPDATE) held;
 
     v_posted_at := clock_timestamp();
+    -- A UUIDv7 (RFC 9562), as posting.py makes them: milliseconds, then chance.
+    v_id := overlay(lpad(to_hex((extract(epoch FROM v_posted_at) * 1000)::bigint), 12, '0') PLACING '-' FROM 9 FOR 0)
+            || '-7' || substr(gen_random_uuid()::text, 16);
     v_head := '{"actor":' || to_json(v_run.actor) || ',"correlation_id":"' || v_run.correlation_id || '","effective_at":"'
               || to_char(v_run.accrual_date, 'YYYY-MM-DD') || '","event_type":"accrual","journal_entry_id":"' || v_id || '","lines":[';
     v_tail := '],"posted_at":"' || to_char(v_posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '","tenant_id":"'
@@ -154,102 +162,93 @@ BEGIN
         WHERE p.reversed_revision IS NOT NULL AND p.to_date = v_run.accrual_date
     ), seen AS MATERIALIZED (
         SELECT l.id, l.borrower_id, l.currency, l.opened_on, l.version, l.last_effective_at, l.accrued_through, l.accrued_version,
-               l.accrued_terms, l.interest_exact, l.interest_posted_minor,
-               own.rate, own.convention, own.latest, own.said AS own_said, pause.said AS pause_said,
-               redo.loan_id IS NOT NULL AS redone, redo.reversed_revision, redo.since AS redo_since,
-               greatest(l.accrued_through, v_run.accrual_date) AS through,
+               l.accrued_terms, l.interest_exact, l.interest_posted_minor, own.rate, own.convention, own.latest,
+               nullif(concat_ws(' ', own.said, pause.said), '') AS own_said, own.loan_id IS NOT NULL AS has_terms,
+               pause.loan_id IS NOT NULL AS has_pauses, redo.loan_id IS NOT NULL AS redone, redo.reversed_revision,
+               redo.since AS redo_since,
+               -- What ended a loan has brought it to its own date: one before that would take back what it posted.
+               greatest(l.accrued_through, v_run.accrual_date, CASE WHEN l.ended_as IS NOT NULL THEN l.last_effective_at END)
+                   AS through,
                coalesce(p.balance_minor, 0) AS principal_minor, coalesce(i.balance_minor, 0) AS interest_minor
         FROM public.loan l
+        LEFT JOIN public.loan_balance p ON p.tenant_id = v_tenant AND p.loan_id = l.id AND p.loan_id >= v_first AND p.loan_id <= v_last
+            AND p.account_code = c_principal AND p.layer = 'SETTLED'
+        LEFT JOIN public.loan_balance i ON i.tenant_id = v_tenant AND i.loan_id = l.id AND i.loan_id >= v_first AND i.loan_id <= v_last
+            AND i.account_code = c_interest AND i.layer = 'SETTLED'
         LEFT JOIN own ON own.loan_id = l.id
         LEFT JOIN pause ON pause.loan_id = l.id
         LEFT JOIN redo ON redo.loan_id = l.id
-        LEFT JOIN LATERAL (SELECT b.balance_minor FROM public.loan_balance b
-                           WHERE b.tenant_id = v_tenant AND b.loan_id = l.id AND b.account_code = c_principal
-                             AND b.layer = 'SETTLED' OFFSET 0) p ON true
-        LEFT JOIN LATERAL (SELECT b.balance_minor FROM public.loan_balance b
-                           WHERE b.tenant_id = v_tenant AND b.loan_id = l.id AND b.account_code = c_interest
-                             AND b.layer = 'SETTLED' OFFSET 0) i ON true
         WHERE l.tenant_id = v_tenant AND l.id = ANY (v_ids)
           AND (redo.loan_id IS NOT NULL OR l.accrued_through IS NULL OR l.accrued_through < v_run.accrual_date)
     ), known AS MATERIALIZED (
         SELECT d.day, public.terms_known(v_terms, d.day) AS said
         FROM (SELECT accrued_through AS day FROM seen UNION SELECT through FROM seen) d
-    ), based AS MATERIALIZED (
-        -- From where the figure moves on: from the last time, or from the opening.
-        SELECT s.*, anew, complex,
-               CASE WHEN anew THEN s.opened_on ELSE s.accrued_through END AS since,
-               CASE WHEN anew THEN 0 ELSE s.interest_exact END AS exact_before,
-               CASE WHEN anew THEN 0 ELSE s.accrued_version END AS version_before,
-               CASE WHEN s.last_effective_at <= v_run.accrual_date THEN hashtextextended(concat_ws(
-                   ' ', now_known.said, s.own_said, s.pause_said), 0) END AS terms_after,
-               CASE WHEN complex THEN public.interest_terms(v_tenant, v_run.program_id, s.id, v_run.accrual_date)
-                    ELSE v_terms END AS terms,
-               CASE WHEN NOT complex THEN s.rate END AS own_rate,
-               CASE WHEN NOT complex THEN s.convention END AS own_convention
+    ), step AS MATERIALIZED (
+        -- What a minor unit has earned since the last time: the same for most loans. Of the opening it takes nothing but whether
+        -- 30_360 counts it as a 30th.
+        SELECT s.accrued_through, s.through, extract(day FROM s.opened_on) >= 30 AS late, coalesce(s.rate, -1) AS rate,
+               coalesce(s.convention, '') AS convention, public.interest_between(
+                   v_terms, min(s.opened_on), s.accrued_through, s.through, s.rate, s.convention) AS earned
+        FROM seen s WHERE s.accrued_through IS NOT NULL
+        GROUP BY s.accrued_through, s.through, extract(day FROM s.opened_on) >= 30, s.rate, s.convention
+    ), due AS MATERIALIZED (
+        SELECT s.id, s.borrower_id, s.currency, s.version, s.opened_on, s.accrued_through, s.through, s.reversed_revision,
+               s.redo_since, f.exact, u.whole - s.interest_posted_minor AS minor,
+               CASE WHEN s.last_effective_at <= v_run.accrual_date
+                    THEN hashtextextended(concat_ws(' ', now_known.said, s.own_said), 0) END AS terms_after,
+               CASE WHEN u.whole IS NULL THEN 'no_terms'
+                    WHEN abs(u.whole) > 9223372036854775807 OR abs(u.whole - s.interest_posted_minor) > 9223372036854775807
+                      OR u.whole - s.interest_posted_minor + s.interest_minor > 9223372036854775807 THEN 'amount_out_of_range'
+                    -- A date that was reversed and has nothing to accrue stays as it is.
+                    WHEN s.redone AND u.whole = s.interest_posted_minor THEN '' END AS fault,
+               -- A correction takes back what interest holds on every date from this one on; the rest is the borrower's.
+               CASE WHEN u.whole >= s.interest_posted_minor THEN 0
+                    WHEN s.last_effective_at <= v_run.accrual_date THEN least(s.interest_posted_minor - u.whole, s.interest_minor)
+                    ELSE least(s.interest_posted_minor - u.whole, s.interest_minor, public.least_balance(
+                        v_tenant, s.id, c_interest, v_run.accrual_date)) END AS taken
         FROM seen s
         JOIN known now_known ON now_known.day = s.through
         LEFT JOIN known ON known.day = s.accrued_through
+        LEFT JOIN step ON step.accrued_through = s.accrued_through AND step.through = s.through
+            AND step.late = (extract(day FROM s.opened_on) >= 30) AND step.rate = coalesce(s.rate, -1)
+            AND step.convention = coalesce(s.convention, '')
         CROSS JOIN LATERAL (SELECT s.redone OR s.accrued_terms IS DISTINCT FROM hashtextextended(concat_ws(
-                                ' ', known.said, s.own_said, s.pause_said), 0) AS anew OFFSET 0) a
-        CROSS JOIN LATERAL (SELECT s.pause_said IS NOT NULL
-                                OR (s.own_said IS NOT NULL
-                                    AND (anew OR s.version <> s.accrued_version OR s.latest > s.accrued_through)) AS complex
-                            OFFSET 0) c
-    ), step AS MATERIALIZED (
-        -- The same for most loans. Of a loan's opening it takes nothing but whether 30_360 counts it as a 30th.
-        SELECT k.since, k.through, k.late, k.own_rate, k.own_convention,
-               public.interest_between(v_terms, k.opened_on, k.since, k.through, k.own_rate, k.own_convention) AS earned
-        FROM (SELECT since, through, extract(day FROM opened_on) >= 30 AS late, own_rate, own_convention, min(opened_on) AS opened_on
-              FROM based WHERE NOT anew AND NOT complex GROUP BY 1, 2, 3, 4, 5) k
-    ), counted AS MATERIALIZED (
-        SELECT b.*, b.exact_before
-                    + b.principal_minor * CASE WHEN b.anew OR b.complex
-                        THEN public.interest_between(b.terms, b.opened_on, b.since, b.through, b.own_rate, b.own_convention)
-                        ELSE step.earned END
-                    + CASE WHEN b.version = b.version_before THEN 0 ELSE (
-                        SELECT coalesce(sum(
-                                   CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END
-                                   * public.interest_between(b.terms, b.opened_on, least(j.effective_at, b.through), b.since,
-                                                             b.own_rate, b.own_convention)), 0)
-                        FROM public.journal_line j
-                        WHERE j.tenant_id = v_tenant AND j.loan_id = b.id AND j.loan_version > b.version_before
-                          AND j.account_code = c_principal AND j.layer = 'SETTLED') END AS exact
-        FROM based b
-        LEFT JOIN step ON step.since = b.since AND step.through = b.through
-            AND step.late = (extract(day FROM b.opened_on) >= 30)
-            AND step.own_rate IS NOT DISTINCT FROM b.own_rate AND step.own_convention IS NOT DISTINCT FROM b.own_convention
-    ), due AS MATERIALIZED (
-        SELECT c.*, public.minor_units(c.exact) - c.interest_posted_minor AS minor,
-               CASE WHEN c.exact IS NULL THEN 'no_terms'
-                    WHEN abs(public.minor_units(c.exact)) > 9223372036854775807
-                      OR public.minor_units(c.exact) - c.interest_posted_minor + c.interest_minor > 9223372036854775807
-                      OR abs(public.minor_units(c.exact) - c.interest_posted_minor) > 9223372036854775807
-                    THEN 'amount_out_of_range' END AS fault
-        FROM counted c
-    ), moved AS MATERIALIZED (
-        -- A correction takes back what interest holds on every date from this one on; the rest is the borrower's.
-        SELECT d.*, CASE WHEN d.minor >= 0 THEN 0
-                         WHEN d.last_effective_at <= v_run.accrual_date THEN greatest(least(-d.minor, d.interest_minor), 0)
-                         ELSE greatest(least(-d.minor, d.interest_minor, public.least_balance(
-                             v_tenant, d.id, c_interest, v_run.accrual_date)), 0) END AS taken
-        FROM due d WHERE d.fault IS NULL AND (d.minor <> 0 OR NOT d.redone)
+                                ' ', known.said, s.own_said), 0) AS anew OFFSET 0) a
+        CROSS JOIN LATERAL (
+            SELECT CASE
+                WHEN a.anew THEN public.interest_onward(
+                    v_tenant, s.id, s.opened_on,
+                    CASE WHEN s.has_terms OR s.has_pauses
+                         THEN public.interest_terms(v_tenant, v_run.program_id, s.id, v_run.accrual_date) ELSE v_terms END,
+                    NULL, NULL, 0, s.opened_on, 0, s.through, s.version, NULL)
+                WHEN s.version = s.accrued_version AND NOT s.has_pauses AND (s.latest <= s.accrued_through) IS NOT FALSE
+                    THEN s.interest_exact + s.principal_minor * step.earned
+                WHEN s.has_terms OR s.has_pauses THEN public.interest_onward(
+                    v_tenant, s.id, s.opened_on, public.interest_terms(v_tenant, v_run.program_id, s.id, NULL), NULL, NULL,
+                    s.interest_exact, s.accrued_through, s.accrued_version, s.through, s.version,
+                    s.principal_minor)
+                ELSE public.interest_onward(
+                    v_tenant, s.id, s.opened_on, v_terms, NULL, NULL,
+                    s.interest_exact, s.accrued_through, s.accrued_version, s.through, s.version,
+                    s.principal_minor) END AS exact OFFSET 0) f
+        CROSS JOIN LATERAL (SELECT public.minor_units(f.exact) AS whole OFFSET 0) u
     ), line AS MATERIALIZED (
         SELECT row_number() OVER (ORDER BY m.id, l.part)::smallint AS sequence, m.id AS loan_id, m.borrower_id, m.currency,
                m.version + 1 AS version, l.account_code, l.direction, l.amount_minor::bigint AS amount_minor
-        FROM moved m
+        FROM due m
         CROSS JOIN LATERAL (VALUES
             (1, CASE WHEN m.minor > 0 THEN c_interest ELSE c_income END, 'DR', abs(m.minor)),
             (2, CASE WHEN m.minor > 0 THEN c_income ELSE c_interest END, 'CR', CASE WHEN m.minor > 0 THEN m.minor ELSE m.taken END),
             (3, c_suspense, 'CR', CASE WHEN m.minor > 0 THEN 0 ELSE -m.minor - m.taken END)
         ) l (part, account_code, direction, amount_minor)
-        WHERE l.amount_minor > 0
+        WHERE m.fault IS NULL AND l.amount_minor > 0
     ), header AS (
         INSERT INTO public.journal_entry (
             tenant_id, id, event_type, loan_id, effective_at, posted_at, correlation_id, line_count, facts, document, content_hash)
-        SELECT v_tenant, v_id, 'accrual', CASE WHEN e.one THEN e.loan_id END, v_run.accrual_date, v_posted_at, v_run.correlation_id,
+        SELECT v_tenant, v_id, 'accrual', e.loan_id, v_run.accrual_date, v_posted_at, v_run.correlation_id,
                e.lines, jsonb_build_object('accrual_run_id', v_run.id, 'program_id', v_run.program_id), e.document,
                sha256(convert_to(e.document, 'UTF8'))
-        FROM (SELECT count(*) AS lines, min(loan_id) = max(loan_id) AS one, min(loan_id) AS loan_id,
+        FROM (SELECT count(*) AS lines, CASE WHEN count(*) < 4 THEN (SELECT o.loan_id FROM line o LIMIT 1) END AS loan_id,
                      v_head || string_agg(
                          '{"account_code":"' || account_code || '","amount_minor":"' || amount_minor || '","borrower_id":"'
                          || borrower_id || '","currency":"' || currency || '","direction":"' || direction
@@ -268,9 +267,14 @@ BEGIN
         INSERT INTO public.outbox_message (tenant_id, entry_id) SELECT v_tenant, v_id WHERE EXISTS (SELECT FROM line)
     ), guard AS (
         INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor, since)
-        SELECT v_tenant, id, v_run.accrual_date, coalesce(reversed_revision + 1, 0), v_id, minor::bigint,
+        SELECT v_tenant, id, v_run.accrual_date,
+               -- In the client's time the date may have been accrued and reversed, too.
+               CASE WHEN reversed_revision IS NOT NULL THEN reversed_revision + 1
+                    WHEN v_by_client THEN (SELECT coalesce(max(x.revision) + 1, 0) FROM public.loan_accrual x
+                                           WHERE x.tenant_id = v_tenant AND x.loan_id = d.id AND x.accrual_date = v_run.accrual_date)
+                    ELSE 0 END, v_id, minor::bigint,
                coalesce(redo_since, accrued_through, opened_on)
-        FROM moved WHERE minor <> 0
+        FROM due d WHERE d.fault IS NULL AND d.minor <> 0
     ), change AS MATERIALIZED (
         SELECT l.loan_id, l.account_code, min(l.currency) AS currency,
                sum(CASE WHEN (l.direction = 'DR') = (l.account_code = c_interest) THEN l.amount_minor ELSE -l.amount_minor END)::bigint
@@ -281,13 +285,14 @@ BEGIN
         UPDATE public.loan_balance b SET balance_minor = b.balance_minor + c.minor
         FROM change c
         WHERE b.tenant_id = v_tenant AND b.loan_id = c.loan_id AND b.account_code = c.account_code AND b.layer = 'SETTLED'
+          AND b.loan_id >= v_first AND b.loan_id <= v_last
     ), new_balance AS (
         INSERT INTO public.loan_balance (tenant_id, loan_id, account_code, layer, currency, balance_minor, floored)
         SELECT v_tenant, c.loan_id, c.account_code, 'SETTLED', c.currency, c.minor, true
         FROM change c
         WHERE NOT EXISTS (SELECT FROM public.loan_balance b
                           WHERE b.tenant_id = v_tenant AND b.loan_id = c.loan_id AND b.account_code = c.account_code
-                            AND b.layer = 'SETTLED' OFFSET 0)
+                            AND b.layer = 'SETTLED' AND b.loan_id >= v_first AND b.loan_id <= v_last)
     ), loan AS (
         UPDATE public.loan l
         SET version = m.version + (m.minor <> 0)::int,
@@ -296,22 +301,23 @@ BEGIN
             last_posted_at = CASE WHEN m.minor <> 0 THEN v_posted_at ELSE l.last_posted_at END,
             accrued_through = m.through, accrued_version = m.version + (m.minor <> 0)::int, accrued_terms = m.terms_after,
             interest_exact = m.exact, interest_posted_minor = l.interest_posted_minor + m.minor::bigint
-        FROM moved m
-        WHERE l.tenant_id = v_tenant AND l.id = m.id
+        FROM due m
+        WHERE l.tenant_id = v_tenant AND l.id = m.id AND l.id >= v_first AND l.id <= v_last AND m.fault IS NULL
     ), gone AS (
         DELETE FROM public.accrual_exception x
         WHERE x.tenant_id = v_tenant AND x.run_id = p_run AND x.loan_id > v_first AND x.loan_id <= v_last
-          AND x.loan_id NOT IN (SELECT d.id FROM due d WHERE d.fault IS NOT NULL)
+          AND x.loan_id NOT IN (SELECT d.id FROM due d WHERE d.fault <> '')
     ), fault AS (
         INSERT INTO public.accrual_exception (tenant_id, run_id, loan_id, code, detail)
         SELECT v_tenant, p_run, d.id, d.fault,
-               CASE d.fault WHEN 'no_terms' THEN 'No rate or day count is in force on some day since ' || d.since || '.'
+               CASE d.fault WHEN 'no_terms' THEN 'No rate or day count is in force on some day since ' || d.opened_on || '.'
                             ELSE 'The interest would leave the range of a 64-bit integer.' END
-        FROM due d WHERE d.fault IS NOT NULL
+        FROM due d WHERE d.fault <> ''
         ON CONFLICT (tenant_id, run_id, loan_id) DO UPDATE SET code = EXCLUDED.code, detail = EXCLUDED.detail
     )
-    SELECT (SELECT count(*) FROM seen), (SELECT count(*) FROM moved WHERE minor <> 0), (SELECT count(*) FROM due WHERE due.fault IS NOT NULL),
-           (SELECT coalesce(sum(minor), 0) FROM moved)
+    SELECT count(*), count(*) FILTER (WHERE d.fault IS NULL AND d.minor <> 0), count(*) FILTER (WHERE d.fault <> ''),
+           coalesce(sum(d.minor) FILTER (WHERE d.fault IS NULL), 0)
+    FROM due d
     INTO visited, accrued, excepted, v_total;
 
     UPDATE public.accrual_chunk c
@@ -358,6 +364,40 @@ BEGIN
             - public.year_fraction(coalesce(p_convention, term.convention), p_opened, greatest(term.since, v_first)));
     END LOOP;
     RETURN CASE WHEN p_stop < p_start THEN -v_total ELSE v_total END;
+END $$;
+
+
+--
+-- Name: interest_onward(uuid, uuid, date, public.interest_term[], integer, text, numeric, date, bigint, date, bigint, numeric); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric) RETURNS numeric
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+DECLARE
+    v_exact numeric := p_exact;
+    v_earned numeric := public.interest_between(p_terms, p_opened, p_start, p_stop, p_rate, p_convention);
+    v_principal numeric := 0;
+    v_move record;
+BEGIN
+    IF v_earned IS NULL OR (v_earned = 0 AND p_version = 0) THEN
+        RETURN v_exact + v_earned;
+    END IF;
+    FOR v_move IN
+        SELECT least(j.effective_at, p_stop) AS day,
+               sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net
+        FROM public.journal_line j
+        WHERE j.tenant_id = p_tenant AND j.loan_id = p_loan AND j.loan_version > p_version AND j.loan_version <= p_upto
+          AND j.layer = 'SETTLED'
+          AND j.account_code = (SELECT a.code FROM public.gl_account a WHERE a.tenant_id = p_tenant AND a.role = 'principal')
+        GROUP BY 1
+    LOOP
+        v_principal := v_principal + v_move.net;
+        v_exact := v_exact + v_move.net * public.interest_between(p_terms, p_opened, v_move.day, p_start, p_rate, p_convention);
+    END LOOP;
+    RETURN v_exact + coalesce(p_principal, v_principal) * v_earned;
 END $$;
 
 
@@ -637,16 +677,6 @@ CREATE FUNCTION public.loan_accrual_wall() RETURNS trigger
 DECLARE
     bad record;
 BEGIN
-    SELECT n.entry_id INTO bad
-    FROM (SELECT DISTINCT tenant_id, entry_id, accrual_date FROM new_accrual) n
-    WHERE NOT EXISTS (SELECT FROM public.journal_entry e
-                      WHERE e.tenant_id = n.tenant_id AND e.id = n.entry_id AND e.event_type = 'accrual'
-                        AND e.effective_at = n.accrual_date AND e.created_xid = pg_current_xact_id() OFFSET 0)
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
-            MESSAGE = format('entry %s is no accrual of that date that this transaction makes', bad.entry_id);
-    END IF;
     SELECT n.loan_id, n.accrual_date, n.revision INTO bad
     FROM new_accrual n
     WHERE NOT EXISTS (SELECT FROM public.loan o WHERE o.tenant_id = n.tenant_id AND o.id = n.loan_id OFFSET 0)
@@ -663,6 +693,16 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'loan_accrual_loan',
             MESSAGE = format('there is no loan %s', bad.loan_id);
     END IF;
+    SELECT n.entry_id INTO bad
+    FROM (SELECT DISTINCT tenant_id, entry_id, accrual_date FROM new_accrual) n
+    WHERE NOT EXISTS (SELECT FROM public.journal_entry e
+                      WHERE e.tenant_id = n.tenant_id AND e.id = n.entry_id AND e.event_type = 'accrual'
+                        AND e.effective_at = n.accrual_date AND e.created_xid = pg_current_xact_id() OFFSET 0)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
+            MESSAGE = format('entry %s is no accrual of that date that this transaction makes', bad.entry_id);
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -672,31 +712,14 @@ END $$;
 --
 
 CREATE FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint) RETURNS numeric
-    LANGUAGE plpgsql STABLE
+    LANGUAGE sql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
-    SET plan_cache_mode TO 'force_generic_plan'
     AS $$
-DECLARE
-    v_opened date;
-    v_terms public.interest_term[];
-    v_whole numeric;
-BEGIN
-    SELECT l.opened_on, public.interest_terms(p_tenant, l.program_id, l.id, NULL) INTO v_opened, v_terms
-    FROM public.loan l WHERE l.tenant_id = p_tenant AND l.id = p_loan;
-    v_whole := public.interest_between(v_terms, v_opened, v_opened, p_through, NULL, NULL);
-    IF v_whole IS NULL THEN
-        RETURN NULL;
-    END IF;
-    RETURN (
-        SELECT coalesce(sum(m.net * (v_whole - public.interest_between(v_terms, v_opened, v_opened, m.effective_at, NULL, NULL))), 0)
-        FROM (SELECT j.effective_at, sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net
-              FROM public.journal_line j
-              WHERE j.tenant_id = p_tenant AND j.loan_id = p_loan AND j.loan_version <= p_version
-                AND j.layer = 'SETTLED' AND j.effective_at < p_through
-                AND j.account_code = (SELECT a.code FROM public.gl_account a
-                                      WHERE a.tenant_id = p_tenant AND a.role = 'principal')
-              GROUP BY j.effective_at) m);
-END $$;
+    SELECT public.interest_onward(
+        p_tenant, l.id, l.opened_on, public.interest_terms(p_tenant, l.program_id, l.id, NULL), NULL, NULL,
+        0, l.opened_on, 0, p_through, p_version, NULL)
+    FROM public.loan l WHERE l.tenant_id = p_tenant AND l.id = p_loan
+$$;
 
 
 --
@@ -704,8 +727,23 @@ END $$;
 --
 
 CREATE FUNCTION public.minor_units(exact numeric) RETURNS numeric
-    LANGUAGE sql IMMUTABLE STRICT
-    RETURN (div(exact, ('16030800000'::bigint)::numeric) + CASE WHEN ((((2)::numeric * abs(mod(exact, ('16030800000'::bigint)::numeric))) > ('16030800000'::bigint)::numeric) OR ((((2)::numeric * abs(mod(exact, ('16030800000'::bigint)::numeric))) = ('16030800000'::bigint)::numeric) AND (mod(div(exact, ('16030800000'::bigint)::numeric), (2)::numeric) <> (0)::numeric))) THEN sign(exact) ELSE (0)::numeric END);
+    LANGUAGE plpgsql IMMUTABLE STRICT
+    AS $$
+DECLARE
+    small bigint;
+    whole numeric;
+BEGIN
+    IF exact BETWEEN -9000000000000000000 AND 9000000000000000000 THEN
+        small := exact;
+        RETURN small / 16030800000 + CASE
+            WHEN 2 * abs(small % 16030800000) > 16030800000
+              OR (2 * abs(small % 16030800000) = 16030800000 AND small / 16030800000 % 2 <> 0) THEN sign(small) ELSE 0 END;
+    END IF;
+    whole := div(exact, 16030800000);
+    RETURN whole + CASE
+        WHEN 2 * abs(exact - whole * 16030800000) > 16030800000
+          OR (2 * abs(exact - whole * 16030800000) = 16030800000 AND mod(whole, 2) <> 0) THEN sign(exact) ELSE 0 END;
+END $$;
 
 
 --
@@ -944,11 +982,15 @@ BEGIN
 
         -- What the entry makes of its loans, when it is more than their balances: lent, ended, open again.
         IF v_extra ? 'loans' THEN
-            UPDATE public.loan l
-            SET draws = m.draws, ended_as = m.ended_as,
-                interest_posted_minor = l.interest_posted_minor + coalesce(m.accrued_minor, 0)
-            FROM jsonb_to_recordset(v_extra->'loans') AS m (loan_id uuid, draws int, ended_as text, accrued_minor bigint)
-            WHERE l.tenant_id = v_tenant AND l.id = m.loan_id;
+            -- One by one, too: at most two loans, and never a join.
+            FOR v_row IN
+                SELECT m.* FROM jsonb_to_recordset(v_extra->'loans') AS m (loan_id uuid, draws int, ended_as text, accrued_minor bigint)
+            LOOP
+                UPDATE public.loan
+                SET draws = v_row.draws, ended_as = v_row.ended_as,
+                    interest_posted_minor = interest_posted_minor + coalesce(v_row.accrued_minor, 0)
+                WHERE tenant_id = v_tenant AND id = v_row.loan_id;
+            END LOOP;
         END IF;
         IF (v_entry->>'event_type' = 'accrual') IS DISTINCT FROM (v_extra ? 'accruals') THEN
             RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
@@ -1531,7 +1573,7 @@ CREATE TABLE public.loan (
     CONSTRAINT loan_ended_as CHECK ((ended_as = ANY (ARRAY['charged_off'::text, 'refinanced'::text]))),
     CONSTRAINT loan_limit CHECK ((principal_limit_minor > 0))
 )
-WITH (fillfactor='70');
+WITH (fillfactor='48');
 
 ALTER TABLE ONLY public.loan FORCE ROW LEVEL SECURITY;
 
@@ -1567,7 +1609,7 @@ CREATE TABLE public.loan_balance (
     floored boolean NOT NULL,
     CONSTRAINT loan_balance_not_below_zero CHECK (((NOT floored) OR (balance_minor >= 0)))
 )
-WITH (fillfactor='70');
+WITH (fillfactor='48');
 
 ALTER TABLE ONLY public.loan_balance FORCE ROW LEVEL SECURITY;
 
@@ -2565,6 +2607,15 @@ CREATE INDEX oauth2_provider_refreshtoken_user_id_da837fce ON public.oauth2_prov
 
 
 --
+-- Name: accrual_chunk accrual_chunk_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_chunk_identity BEFORE UPDATE OF tenant_id, run_id, number, after_id ON public.accrual_chunk FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_chunk ENABLE ALWAYS TRIGGER accrual_chunk_identity;
+
+
+--
 -- Name: accrual_chunk accrual_chunk_never_goes; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -3340,6 +3391,15 @@ GRANT ALL ON FUNCTION public.accrue_chunk(p_run uuid, p_number integer, OUT numb
 
 
 --
+-- Name: FUNCTION interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric) TO hpts_app;
+GRANT ALL ON FUNCTION public.interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric) TO hpts_readonly;
+
+
+--
 -- Name: FUNCTION interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date); Type: ACL; Schema: public; Owner: -
 --
 
@@ -3417,6 +3477,20 @@ GRANT UPDATE(done_at) ON TABLE public.accrual_chunk TO hpts_app;
 
 GRANT SELECT,INSERT,DELETE ON TABLE public.accrual_exception TO hpts_app;
 GRANT SELECT ON TABLE public.accrual_exception TO hpts_readonly;
+
+
+--
+-- Name: COLUMN accrual_exception.code; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(code) ON TABLE public.accrual_exception TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_exception.detail; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(detail) ON TABLE public.accrual_exception TO hpts_app;
 
 
 --

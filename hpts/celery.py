@@ -26,6 +26,15 @@ app.conf.update(
     task_acks_late=True,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
+    # Who sends a message does not wait for a broker that is away: what has to be done stands in the database.
+    broker_transport_options={
+        "socket_connect_timeout": 2,
+        "socket_timeout": 10,
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_step": 0.1,
+        "interval_max": 0.1,
+    },
     timezone="UTC",
     beat_schedule=BEAT_SCHEDULE,
 )

@@ -132,6 +132,15 @@ def _replanned(body: shapes.NewReplan, path: Path) -> Touches:
     return Touches([path["loan_id"]], since=body.from_date)
 
 
+def in_order(first: str, earlier: date | None, second: str, later: date | None) -> None:
+    """Refuse a span that ends before it begins."""
+    if earlier is not None and later is not None and earlier > later:
+        raise ValidationFailed(
+            "One or more fields are not valid.",
+            [FieldProblem(first, "out_of_range", f"{first} is after {second}.")],
+        )
+
+
 # --- What answers share ----------------------------------------------------------------------------------------------
 
 
@@ -469,9 +478,7 @@ def start_accrual_run(posting: Posting, body: shapes.NewAccrualRun, path: Path) 
 @_write("pauseAccrual", "hpts:admin:servicing", shapes.NewAccrualPause, _loan_now)
 def pause_accrual(posting: Posting, body: shapes.NewAccrualPause, path: Path) -> Members:
     to_date = given(body.to_date)
-    if to_date is not None and to_date < body.from_date:
-        wrong = FieldProblem("to_date", "before_from_date", "The last date lies before the first.")
-        raise ValidationFailed("One or more fields are not valid.", [wrong])
+    in_order("from_date", body.from_date, "to_date", to_date)
     loan = posting.state.loans[path["loan_id"]]
     if body.from_date < loan.opened_on:
         raise EffectiveDateRefused(f"Loan {loan.loan_id} opens on {loan.opened_on}.")

@@ -586,6 +586,13 @@ def problem_of_database(error: Error) -> Problem | None:
     return None
 
 
+def passes(error: Error) -> bool:
+    """Whether the database itself was in the way, and not what was to be written: a lock, a time limit, a lost connection.
+    Its class does not tell: psycopg takes what it does not know, such as the walls' codes, for operational, too."""
+    sqlstate = _sqlstate(error)
+    return not sqlstate or sqlstate in RETRIED or sqlstate[:2] in ("08", "53", "57", "58")
+
+
 def _sqlstate(error: Error) -> str:
     return getattr(error.__cause__, "sqlstate", None) or ""
 

@@ -719,30 +719,32 @@ def has_accrued(cursor: CursorWrapper, *, program_id: str, since: date) -> bool:
 
 
 def accruals_due(cursor: CursorWrapper) -> list[tuple[str, date]]:
-    """Each program of the engine that is behind, and the date that is next: the day after its last run, not before the engine
-    took over and not in a closed period. None while one of its runs is under way."""
+    """Each program that the engine accrues and that is behind, and the date that is next: the day after its last run, not before
+    the engine took over and not in a closed period. None while one of its runs is under way."""
     return _rows(
         cursor,
         """SELECT p.id::text, next.day
            FROM program p
            JOIN tenant n ON n.id = p.tenant_id
            CROSS JOIN LATERAL (SELECT (clock_timestamp() AT TIME ZONE n.timezone)::date AS today) now
+           -- The last time that the engine accrued without a break. A program's first terms hold for every date: by them the
+           -- engine accrues from the day on which the program was made.
            CROSS JOIN LATERAL (
-               -- The terms in force, and since when the engine has accrued without a break. A program's first terms hold for
-               -- every date; it has existed since it was made.
-               SELECT greatest(max(t.effective_at) FILTER (WHERE t.changed),
-                               (p.created_at AT TIME ZONE n.timezone)::date) AS since,
-                      (array_agg(t.accrual_mode ORDER BY t.effective_at DESC, t.id DESC))[1] AS mode
-               FROM (SELECT x.id, x.effective_at, x.accrual_mode,
-                            x.accrual_mode IS DISTINCT FROM lag(x.accrual_mode) OVER (ORDER BY x.effective_at, x.id) AS changed
-                     FROM program_terms x
-                     WHERE x.tenant_id = p.tenant_id AND x.program_id = p.id AND x.effective_at <= now.today) t) engine
+               SELECT CASE WHEN m.before IS NULL THEN (p.created_at AT TIME ZONE n.timezone)::date ELSE m.effective_at END
+                          AS since, m.until
+               FROM (SELECT c.*, coalesce(lead(c.effective_at) OVER (ORDER BY c.effective_at, c.id), 'infinity') AS until
+                     FROM (SELECT t.id, t.effective_at, t.accrual_mode,
+                                  lag(t.accrual_mode) OVER (ORDER BY t.effective_at, t.id) AS before
+                           FROM program_terms t WHERE t.tenant_id = p.tenant_id AND t.program_id = p.id) c
+                     WHERE c.accrual_mode IS DISTINCT FROM c.before) m
+               WHERE m.accrual_mode = 'engine' AND m.effective_at < m.until AND m.effective_at <= now.today
+               ORDER BY m.effective_at DESC, m.id DESC LIMIT 1) engine
            CROSS JOIN LATERAL (
                SELECT greatest(engine.since,
                                (SELECT max(r.accrual_date) + 1 FROM accrual_run r
                                 WHERE r.tenant_id = p.tenant_id AND r.program_id = p.id),
                                (SELECT max(c.through_date) + 1 FROM period_close c WHERE c.tenant_id = p.tenant_id)) AS day) next
-           WHERE p.tenant_id = %(tenant)s AND engine.mode = 'engine' AND next.day <= now.today
+           WHERE p.tenant_id = %(tenant)s AND next.day <= now.today AND next.day < engine.until
              AND NOT EXISTS (SELECT FROM accrual_run r
                              WHERE r.tenant_id = p.tenant_id AND r.program_id = p.id AND r.finished_at IS NULL)
            ORDER BY p.id""",
@@ -755,8 +757,9 @@ def idle_runs(cursor: CursorWrapper) -> list[str]:
         cursor,
         """SELECT r.id::text FROM accrual_run r
            WHERE r.tenant_id = %(tenant)s AND r.finished_at IS NULL
-             AND coalesce((SELECT max(c.done_at) FROM accrual_chunk c WHERE c.tenant_id = r.tenant_id AND c.run_id = r.id),
-                          '-infinity') < clock_timestamp() - interval '10 seconds'
+             AND greatest(r.requested_at, r.started_at,
+                          (SELECT max(c.done_at) FROM accrual_chunk c WHERE c.tenant_id = r.tenant_id AND c.run_id = r.id))
+                 < clock_timestamp() - interval '10 seconds'
            ORDER BY r.requested_at""",
     )
     return [run_id for (run_id,) in rows]

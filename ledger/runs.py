@@ -12,9 +12,9 @@ import time
 import uuid
 from collections.abc import Callable
 from datetime import date
-from typing import Any
+from typing import Any, Literal
 
-from django.db import DatabaseError, OperationalError
+from django.db import DatabaseError
 from django.db.backends.utils import CursorWrapper
 
 from hpts.pipeline import Statement
@@ -27,14 +27,13 @@ from ledger.posting import (
     ROLLBACK_TO_SAVEPOINT,
     SAVEPOINT,
     Origin,
+    passes,
     refused_by,
     with_retries,
 )
 
 # As many loans as keep a payment on one of them waiting for some tens of milliseconds (docs/adr/0017).
 CHUNK_LOANS = 1_000
-# What stands in the way of every loan alike: a chunk is not searched for the one that is at fault.
-OF_ALL_LOANS = (AccountClosed, PeriodClosed)
 
 logger = logging.getLogger("hpts.accrual")
 
@@ -83,7 +82,8 @@ def request_run(cursor: CursorWrapper, *, program_id: str, accrual_date: date, o
     if has_ended:
         params["id"] = run_id
         cursor.execute(
-            """UPDATE accrual_run SET actor = %(actor)s, correlation_id = %(correlation)s, finished_at = NULL
+            """UPDATE accrual_run SET actor = %(actor)s, correlation_id = %(correlation)s, finished_at = NULL,
+                                      started_at = clock_timestamp()
                WHERE tenant_id = %(tenant)s AND id = %(id)s""",
             params,
         )
@@ -100,10 +100,16 @@ def due(tenant_id: str, actor: str) -> list[str]:
     period takes no entries any more: what it has missed comes with the first date after it.
     """
     with tenant_transaction(tenant_id) as cursor:
-        for program_id, accrual_date in queries.accruals_due(cursor):
-            origin = Origin(tenant_id, actor, str(uuid.uuid4()))
-            request_run(cursor, program_id=program_id, accrual_date=accrual_date, origin=origin)
-        return queries.idle_runs(cursor)
+        idle = queries.idle_runs(cursor)
+        return idle + [
+            request_run(
+                cursor,
+                program_id=program_id,
+                accrual_date=accrual_date,
+                origin=Origin(tenant_id, actor, str(uuid.uuid4())),
+            )
+            for program_id, accrual_date in queries.accruals_due(cursor)
+        ]
 
 
 # --- Doing it --------------------------------------------------------------------------------------------------------
@@ -111,18 +117,18 @@ def due(tenant_id: str, actor: str) -> list[str]:
 
 def work(
     tenant_id: str, run_id: str, *, seconds: float | None = None, report: Callable[[], None] | None = None
-) -> bool:
-    """Accrue chunk after chunk until none is free or the time is over; gives whether one may be left. Ends the run when this
-    was the last. `report` is called after each chunk."""
+) -> Literal["left", "ended", "others"]:
+    """Accrue chunk after chunk until none is free or the time is over. Gives what has become of the run: chunks may be left;
+    this was the last one and has ended it; others are at the rest, or had ended it before. `report` is called after each chunk.
+    """
     end = None if seconds is None else time.monotonic() + seconds
     with_retries(lambda: _start(tenant_id, run_id))
     while _accrue_one(tenant_id, run_id):
         if report is not None:
             report()
         if end is not None and time.monotonic() > end:
-            return True
-    with_retries(lambda: _finish(tenant_id, run_id))
-    return False
+            return "left"
+    return "ended" if with_retries(lambda: _finish(tenant_id, run_id)) else "others"
 
 
 def _start(tenant_id: str, run_id: str) -> None:
@@ -175,9 +181,9 @@ def _isolate(tenant_id: str, run_id: str) -> bool:
         transaction.run(SAVEPOINT)
         try:
             transaction.run(ACCRUE, (run_id, str(number)))
-        except OperationalError:
-            raise  # Nothing is wrong with the loans.
         except DatabaseError as error:
+            if passes(error):
+                raise  # Nothing is wrong with the loans.
             refusal = refused_by(error)
             if refusal is None:
                 logger.exception("a chunk of run %s cannot be accrued", run_id)
@@ -193,14 +199,22 @@ def _part(cursor: CursorWrapper, run_id: str, number: int, refusal: Problem) -> 
         """SELECT l.id FROM accrual_chunk c
            JOIN accrual_run r ON r.tenant_id = c.tenant_id AND r.id = c.run_id
            JOIN loan l ON l.tenant_id = c.tenant_id AND l.program_id = r.program_id AND l.opened_on < r.accrual_date
-               AND l.version > 0 AND l.accrued_through IS DISTINCT FROM r.accrual_date
+               AND l.version > 0
+               AND (l.accrued_through IS NULL OR l.accrued_through < r.accrual_date
+                    OR EXISTS (SELECT FROM accrual_pause p
+                               WHERE p.tenant_id = l.tenant_id AND p.loan_id = l.id AND p.to_date = r.accrual_date
+                                 AND p.reversed_revision IS NOT NULL))
                AND (c.after_id IS NULL OR l.id > c.after_id) AND (c.through_id IS NULL OR l.id <= c.through_id)
            WHERE c.tenant_id = %(tenant)s AND c.run_id = %(run)s AND c.number = %(number)s ORDER BY l.id""",
         params,
     )
     loans = [loan_id for (loan_id,) in cursor.fetchall()]
-    if len(loans) > 1 and not isinstance(refusal, OF_ALL_LOANS):
+    if len(loans) > 1 and not _stops_all(cursor, refusal):
         params["middle"] = loans[len(loans) // 2 - 1]
+        # Those who cut at once number their pieces one after the other.
+        cursor.execute(
+            "SELECT FROM accrual_run WHERE tenant_id = %(tenant)s AND id = %(run)s FOR NO KEY UPDATE", params
+        )
         cursor.execute(
             """INSERT INTO accrual_chunk (tenant_id, run_id, number, after_id, through_id)
                SELECT tenant_id, run_id, (SELECT max(number) + 1 FROM accrual_chunk
@@ -227,7 +241,21 @@ def _part(cursor: CursorWrapper, run_id: str, number: int, refusal: Problem) -> 
     )
 
 
-def _finish(tenant_id: str, run_id: str) -> None:
+def _stops_all(cursor: CursorWrapper, refusal: Problem) -> bool:
+    """Whether this stands in the way of every loan alike: then the one at fault is not looked for."""
+    if isinstance(refusal, AccountClosed):
+        cursor.execute(
+            """SELECT EXISTS (SELECT FROM gl_account WHERE tenant_id = %s AND role IN ('interest', 'interest_income')
+                              AND closed_at IS NOT NULL)""",
+            (current_tenant(),),
+        )
+        ((stops_all,),) = cursor.fetchall()
+        return bool(stops_all)
+    return isinstance(refusal, PeriodClosed)
+
+
+def _finish(tenant_id: str, run_id: str) -> bool:
+    """End the run when no chunk is left to do; gives whether this did."""
     with tenant_transaction(tenant_id) as cursor:
         cursor.execute(
             """UPDATE accrual_run r SET finished_at = clock_timestamp()
@@ -236,3 +264,4 @@ def _finish(tenant_id: str, run_id: str) -> None:
                                  WHERE c.tenant_id = r.tenant_id AND c.run_id = r.id AND c.done_at IS NULL)""",
             {"tenant": tenant_id, "run": run_id},
         )
+        return bool(cursor.rowcount == 1)

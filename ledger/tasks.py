@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from celery import shared_task
-
+from hpts.celery import app
 from ledger import proof, runs
 
 ACTOR = "schedule:accruals"
@@ -22,16 +21,18 @@ EXPIRES = 60
 logger = logging.getLogger("hpts.accrual")
 
 
-@shared_task(name="ledger.accrue", expires=EXPIRES)
+@app.task(name="ledger.accrue", expires=EXPIRES)
 def accrue(tenant_id: str, run_id: str) -> None:
-    """Bring a run on. Who ends it looks for the program's next date, so that missed ones follow at once."""
-    if runs.work(tenant_id, run_id, seconds=SECONDS):
+    """Bring a run on. Who ends it looks for the program's next date, so that missed ones follow at once. Who finds no chunk free
+    sends nothing: of one message many would become."""
+    became = runs.work(tenant_id, run_id, seconds=SECONDS)
+    if became == "left":
         _send(tenant_id, run_id)
-    else:
+    elif became == "ended":
         _accrue_due(tenant_id)
 
 
-@shared_task(name="ledger.accrue_due", expires=EXPIRES)
+@app.task(name="ledger.accrue_due", expires=EXPIRES)
 def accrue_due() -> None:
     """Make the runs that the calendar asks for, and send those that nobody works on."""
     for tenant_id in proof.tenants():

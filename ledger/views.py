@@ -57,7 +57,7 @@ from ledger.errors import (
 )
 from ledger.events import SETTLED
 from ledger.idempotency import Answer, Call, fingerprint, once, read_key
-from ledger.operations import Write
+from ledger.operations import Write, in_order
 from ledger.posting import Origin, Posting, Touches, opened
 
 S = TypeVar("S", bound=msgspec.Struct)
@@ -521,7 +521,7 @@ class Loans(LedgerViewSet):
         """Paginated journal history for a loan."""
         query = self.query(request, shapes.HistoryQuery)
         from_date, to_date, kind = given(query.from_date), given(query.to_date), given(query.event_type)
-        _check_order("from_date", from_date, "to_date", to_date)
+        in_order("from_date", from_date, "to_date", to_date)
         size = given(query.page_size) or DEFAULT_PAGE_SIZE
         scope = self.page_scope(request, loan_id, from_date, to_date, kind)
         after = _after(given(query.page_token), scope, int)
@@ -646,7 +646,7 @@ class Loans(LedgerViewSet):
         """
         query = self.query(request, shapes.StatementQuery)
         from_date, to_date = given(query.from_date), given(query.to_date)
-        _check_order("from_date", from_date, "to_date", to_date)
+        in_order("from_date", from_date, "to_date", to_date)
         with self.read(request) as cursor:
             until = to_date or max(queries.today(cursor), from_date or date.min)
             found = queries.statement(cursor, loan_id=loan_id, since=from_date, until=until)
@@ -671,7 +671,7 @@ class Loans(LedgerViewSet):
         """
         query = self.query(request, shapes.ChangesQuery)
         earlier, later = query.from_known_at, query.to_known_at
-        _check_order("from_known_at", datetime.fromisoformat(earlier), "to_known_at", datetime.fromisoformat(later))
+        in_order("from_known_at", datetime.fromisoformat(earlier), "to_known_at", datetime.fromisoformat(later))
         with self.read(request) as cursor:
             as_of = given(query.as_of_date) or queries.today(cursor)
             found = queries.balance_changes(cursor, loan_id=loan_id, as_of=as_of, known_after=earlier, known_at=later)
@@ -994,15 +994,6 @@ class Periods(LedgerViewSet):
         more = len(found) > size
         tail = f',"next_page_token":"{page_token(scope, [found[size - 1][0].isoformat()])}"' if more else ""
         return answer(f'{{"items":[{",".join(body for _, body in found[:size])}]{tail}}}')
-
-
-def _check_order(first: str, earlier: date | None, second: str, later: date | None) -> None:
-    """Refuse a range that ends before it begins."""
-    if earlier is not None and later is not None and earlier > later:
-        raise ValidationFailed(
-            "One or more fields are not valid.",
-            [FieldProblem(first, "out_of_range", f"{first} is after {second}.")],
-        )
 
 
 def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse:

@@ -94,7 +94,11 @@ CREATE TRIGGER loan_balance_identity
 CREATE TRIGGER accrual_run_identity
     BEFORE UPDATE OF tenant_id, id, program_id, accrual_date, requested_at ON public.accrual_run
     FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+CREATE TRIGGER accrual_chunk_identity
+    BEFORE UPDATE OF tenant_id, run_id, number, after_id ON public.accrual_chunk
+    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 ALTER TABLE public.accrual_run ENABLE ALWAYS TRIGGER accrual_run_identity;
+ALTER TABLE public.accrual_chunk ENABLE ALWAYS TRIGGER accrual_chunk_identity;
 ALTER TABLE public.gl_account ENABLE ALWAYS TRIGGER gl_account_identity;
 ALTER TABLE public.loan ENABLE ALWAYS TRIGGER loan_identity_stays;
 ALTER TABLE public.loan_balance ENABLE ALWAYS TRIGGER loan_balance_identity;
@@ -341,16 +345,6 @@ CREATE FUNCTION public.loan_accrual_wall() RETURNS trigger LANGUAGE plpgsql AS $
 DECLARE
     bad record;
 BEGIN
-    SELECT n.entry_id INTO bad
-    FROM (SELECT DISTINCT tenant_id, entry_id, accrual_date FROM new_accrual) n
-    WHERE NOT EXISTS (SELECT FROM public.journal_entry e
-                      WHERE e.tenant_id = n.tenant_id AND e.id = n.entry_id AND e.event_type = 'accrual'
-                        AND e.effective_at = n.accrual_date AND e.created_xid = pg_current_xact_id() OFFSET 0)
-    LIMIT 1;
-    IF FOUND THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
-            MESSAGE = format('entry %s is no accrual of that date that this transaction makes', bad.entry_id);
-    END IF;
     SELECT n.loan_id, n.accrual_date, n.revision INTO bad
     FROM new_accrual n
     WHERE NOT EXISTS (SELECT FROM public.loan o WHERE o.tenant_id = n.tenant_id AND o.id = n.loan_id OFFSET 0)
@@ -366,6 +360,16 @@ BEGIN
     ELSIF FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'loan_accrual_loan',
             MESSAGE = format('there is no loan %s', bad.loan_id);
+    END IF;
+    SELECT n.entry_id INTO bad
+    FROM (SELECT DISTINCT tenant_id, entry_id, accrual_date FROM new_accrual) n
+    WHERE NOT EXISTS (SELECT FROM public.journal_entry e
+                      WHERE e.tenant_id = n.tenant_id AND e.id = n.entry_id AND e.event_type = 'accrual'
+                        AND e.effective_at = n.accrual_date AND e.created_xid = pg_current_xact_id() OFFSET 0)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
+            MESSAGE = format('entry %s is no accrual of that date that this transaction makes', bad.entry_id);
     END IF;
     RETURN NULL;
 END $$;

@@ -227,8 +227,9 @@ DECLARE
     v_first uuid;
     v_last uuid;
     v_terms public.interest_term[];
+    v_by_client boolean;
     v_ids uuid[];
-    v_id uuid := uuidv7();
+    v_id uuid;
     v_posted_at timestamptz;
     v_head text;
     v_tail text;
@@ -260,6 +261,7 @@ BEGIN
     INTO c_principal, c_interest, c_income, c_suspense
     FROM public.gl_account a WHERE a.tenant_id = v_tenant;
     v_terms := public.interest_terms(v_tenant, v_run.program_id, NULL, NULL);
+    v_by_client := EXISTS (SELECT FROM unnest(v_terms) t WHERE NOT t.accrues);
 
     -- The loans that may move, locked in the order of their ids and as they are then; those that owe no principal and of which
     -- nothing new is known are left in peace.
@@ -275,7 +277,9 @@ BEGIN
                             WHERE p.tenant_id = v_tenant AND p.loan_id = l.id AND p.to_date = v_run.accrual_date
                               AND p.reversed_revision IS NOT NULL))
             AND NOT (l.version = l.accrued_version AND coalesce(b.balance_minor, 0) = 0
-                     AND l.accrued_terms IS NOT DISTINCT FROM hashtextextended(public.terms_known(v_terms, l.accrued_through), 0))
+                     AND l.accrued_terms IS NOT DISTINCT FROM hashtextextended(public.terms_known(v_terms, l.accrued_through), 0)
+                     AND NOT EXISTS (SELECT FROM public.loan_terms t WHERE t.tenant_id = v_tenant AND t.loan_id = l.id)
+                     AND NOT EXISTS (SELECT FROM public.accrual_pause p WHERE p.tenant_id = v_tenant AND p.loan_id = l.id))
           ORDER BY l.id FOR NO KEY UPDATE OF l) held;
 
     -- What could not be accrued before is looked at again.
@@ -283,6 +287,9 @@ BEGIN
     WHERE x.tenant_id = v_tenant AND x.run_id = p_run AND x.loan_id > v_first AND x.loan_id <= v_last;
 
     v_posted_at := clock_timestamp();
+    -- A UUIDv7 (RFC 9562), as posting.py makes them: milliseconds, then chance.
+    v_id := overlay(lpad(to_hex((extract(epoch FROM v_posted_at) * 1000)::bigint), 12, '0') PLACING '-' FROM 9 FOR 0)
+            || '-7' || substr(gen_random_uuid()::text, 16);
     v_head := '{"actor":' || to_json(v_run.actor) || ',"correlation_id":"' || v_run.correlation_id || '","effective_at":"'
               || to_char(v_run.accrual_date, 'YYYY-MM-DD') || '","event_type":"accrual","journal_entry_id":"' || v_id || '","lines":[';
     v_tail := '],"posted_at":"' || to_char(v_posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '","tenant_id":"'
@@ -320,7 +327,10 @@ BEGIN
                l.accrued_terms, l.interest_exact, l.interest_posted_minor, own.rate, own.convention, own.latest,
                nullif(concat_ws(' ', own.said, pause.said), '') AS own_said, own.loan_id IS NOT NULL AS has_terms,
                pause.loan_id IS NOT NULL AS has_pauses, redo.loan_id IS NOT NULL AS redone, redo.reversed_revision,
-               redo.since AS redo_since, greatest(l.accrued_through, v_run.accrual_date) AS through,
+               redo.since AS redo_since,
+               -- What ended a loan has brought it to its own date: one before that would take back what it posted.
+               greatest(l.accrued_through, v_run.accrual_date, CASE WHEN l.ended_as IS NOT NULL THEN l.last_effective_at END)
+                   AS through,
                coalesce(held.principal_minor, 0) AS principal_minor, coalesce(held.interest_minor, 0) AS interest_minor,
                held.interest_minor IS NOT NULL AS has_interest
         FROM public.loan l
@@ -423,7 +433,12 @@ BEGIN
         INSERT INTO public.outbox_message (tenant_id, entry_id) SELECT v_tenant, v_id WHERE EXISTS (SELECT FROM line)
     ), guard AS (
         INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor, since)
-        SELECT v_tenant, id, v_run.accrual_date, coalesce(reversed_revision + 1, 0), v_id, minor,
+        SELECT v_tenant, id, v_run.accrual_date,
+               -- In the client's time the date may have been accrued and reversed, too.
+               CASE WHEN reversed_revision IS NOT NULL THEN reversed_revision + 1
+                    WHEN v_by_client THEN (SELECT coalesce(max(x.revision) + 1, 0) FROM public.loan_accrual x
+                                           WHERE x.tenant_id = v_tenant AND x.loan_id = d.id AND x.accrual_date = v_run.accrual_date)
+                    ELSE 0 END, v_id, minor,
                coalesce(redo_since, accrued_through, opened_on)
         FROM due d WHERE d.minor <> 0
     ), balance AS (

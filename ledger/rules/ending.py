@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from datetime import date
 
 from ledger.chart import RECEIVABLES
 from ledger.errors import BorrowerMismatch, CurrencyMismatch, LoanStateRefuses
@@ -18,7 +19,7 @@ def chargeoff(state: State, event: ChargeOff) -> list[Line]:
     loan = state.loans[event.loan_id]
     not_ended(loan, "A charge-off")
     taken = _all_owed(state, loan, ("principal", "interest", "fees"))
-    return [*_up_to_date(state, loan), _line(loan, "chargeoff_expense", DEBIT, _sum(taken)), *taken]
+    return [*_up_to_date(state, loan, event.effective_at), _line(loan, "chargeoff_expense", DEBIT, _sum(taken)), *taken]
 
 
 def recovery(state: State, event: Recovery) -> list[Line]:
@@ -44,7 +45,7 @@ def refinance(state: State, event: Refinance) -> list[Line]:
     if event.cash_out_minor:
         taken.append(_line(new, "disbursement_clearing", CREDIT, event.cash_out_minor))
     within_limit(state, new, _sum(taken))
-    return [*_up_to_date(state, old), _line(new, "principal", DEBIT, _sum(taken)), *taken]
+    return [*_up_to_date(state, old, event.effective_at), _line(new, "principal", DEBIT, _sum(taken)), *taken]
 
 
 def ended_with(state: State, lines: Iterable[Line]) -> dict[str, int]:
@@ -90,9 +91,14 @@ def _all_owed(state: State, loan: LoanState, roles: tuple[str, ...]) -> list[Lin
     return [_line(loan, role, CREDIT, owed[role]) for role in roles if owed[role]]
 
 
-def _up_to_date(state: State, loan: LoanState) -> list[Line]:
-    """The engine's interest through the event's date that no run has posted, or what runs have posted beyond it."""
+def _up_to_date(state: State, loan: LoanState, on: date) -> list[Line]:
+    """The engine's interest through the event's date that no run has posted, or what runs have posted beyond it.
+
+    Of that only what the loan has had since: interest that came later is taken back by the next run, which is dated later."""
     minor = _unposted(state, loan)
+    if minor < 0:
+        left = loan.available(state.chart["interest"], on) - (state.owed(loan)["interest"] + minor)
+        minor = -min(-minor, max(left, 0))
     accounts = ("interest", "interest_income") if minor > 0 else ("interest_income", "interest")
     sides = zip(accounts, (DEBIT, CREDIT), strict=True)
     return [_line(loan, account, direction, abs(minor)) for account, direction in sides] if minor else []

@@ -6,10 +6,11 @@ The same run that the API and the schedule make: workers may help with it, and a
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from datetime import date
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
@@ -29,47 +30,63 @@ NAMED = 20
 
 
 class Command(BaseCommand):
-    help = "Accrue a day of interest on all loans of a program that the engine accrues."
+    help = "Accrue a day of interest, or several, on all loans of a program that the engine accrues."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--tenant", required=True, metavar="ID")
         parser.add_argument("--program", required=True, metavar="ID")
         parser.add_argument("--date", metavar="DATE", help="the accrual date; today when it is left out")
+        parser.add_argument("--through", metavar="DATE", help="a run for each date from --date to this one")
         parser.add_argument("--jobs", type=int, default=2, metavar="N", help="chunks side by side")
-        parser.add_argument("--json", action="store_true", help="print the answer of GET /v1/accrual-runs/{id}")
+        parser.add_argument(
+            "--json", action="store_true", help="print the answer of GET /v1/accrual-runs/{id}, a line for each run"
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         tenant_id = known_tenant(options["tenant"])
+        shown = not options["json"]
+        done = []
         try:
             program_id = str(fields.Uuid.parse(options["program"]))
-            on: date | None = options["date"] and fields.IsoDate.parse(options["date"])
-            run_id = _request(tenant_id, program_id, on)
+            first, last = (options[name] and fields.IsoDate.parse(options[name]) for name in ("date", "through"))
+            for accrual_date in _dates(tenant_id, first, last):
+                run_id = _request(tenant_id, program_id, accrual_date)
+                _work(tenant_id, run_id, options["jobs"], title=f"Accruing {accrual_date}, in chunks", shown=shown)
+                while "finished_at" not in (run := _shown(tenant_id, run_id)):
+                    # Another process has the last chunks; when it dies they are ours.
+                    time.sleep(0.2)
+                    runs.work(tenant_id, run_id)
+                done.append(run)
+                if options["json"]:
+                    self.stdout.write(json.dumps(done[-1]))
         except fields.FieldError as error:
             raise CommandError(error.message) from None
         except Problem as problem:
             raise CommandError(f"{problem.title}: {problem.detail}") from None
-        _work(tenant_id, run_id, options["jobs"], shown=not options["json"])
+        if shown:
+            self.stdout.write(_story(done, _currency(tenant_id, program_id)))
+
+
+def _dates(tenant_id: str, first: date | None, last: date | None) -> list[date]:
+    """From the first to the last; one of them alone, or today."""
+    if first is None or last is None:
         with tenant_transaction(tenant_id) as cursor:
-            run = queries.accrual_run(cursor, run_id=run_id)
-            assert run is not None
-            run["exceptions"] = queries.accrual_exceptions(cursor, run_id=run_id, limit=1_000)
-            program = queries.program(cursor, program_id=program_id, on=queries.today(cursor))
-        assert program is not None
-        self.stdout.write(json.dumps(run) if options["json"] else _story(run, program["currency"]))
+            first = first or last or queries.today(cursor)
+            last = last or first
+    return [first + timedelta(days=number) for number in range((last - first).days + 1)]
 
 
-def _request(tenant_id: str, program_id: str, on: date | None) -> str:
+def _request(tenant_id: str, program_id: str, accrual_date: date) -> str:
     origin = Origin(tenant_id, ACTOR, str(uuid.uuid4()))
     with opened(origin, Touches()) as (posting, _):
         assert isinstance(posting, Posting)
         if queries.program(posting.cursor, program_id=program_id, on=posting.today) is None:
             raise CommandError(f"There is no program {program_id}.")
-        accrual_date = on or posting.today
         posting.admit_date(accrual_date)
         return runs.request_run(posting.cursor, program_id=program_id, accrual_date=accrual_date, origin=origin)
 
 
-def _work(tenant_id: str, run_id: str, jobs: int, *, shown: bool) -> None:
+def _work(tenant_id: str, run_id: str, jobs: int, *, title: str, shown: bool) -> None:
     def job() -> None:
         try:
             runs.work(tenant_id, run_id)
@@ -78,7 +95,7 @@ def _work(tenant_id: str, run_id: str, jobs: int, *, shown: bool) -> None:
 
     with ThreadPoolExecutor(max_workers=max(jobs, 1)) as pool:
         waiting = {pool.submit(job) for _ in range(max(jobs, 1))}
-        progress("Accruing, in chunks", _done_of(tenant_id, run_id, waiting), shown=shown)
+        progress(title, _done_of(tenant_id, run_id, waiting), shown=shown)
         for each in waiting:
             each.result()
 
@@ -93,15 +110,40 @@ def _done_of(tenant_id: str, run_id: str, waiting: set[Any]) -> Iterator[tuple[i
         yield done, total
 
 
-def _story(run: dict[str, Any], currency: str) -> str:
-    table = Table(title=f"Accrual run of {run['accrual_date']}: {run['state'].replace('_', ' ')}")
-    for name in ("Loans", "Accrued", "Exceptions", "Interest"):
+def _shown(tenant_id: str, run_id: str) -> dict[str, Any]:
+    with tenant_transaction(tenant_id) as cursor:
+        run = queries.accrual_run(cursor, run_id=run_id)
+        assert run is not None
+        return run | {"exceptions": queries.accrual_exceptions(cursor, run_id=run_id, limit=1_000)}
+
+
+def _currency(tenant_id: str, program_id: str) -> str:
+    with tenant_transaction(tenant_id) as cursor:
+        program = queries.program(cursor, program_id=program_id, on=queries.today(cursor))
+    assert program is not None
+    return str(program["currency"])
+
+
+def _story(done: list[dict[str, Any]], currency: str) -> str:
+    table = Table("Accrual date", "State", title="Accrual runs")
+    for name in ("Loans", "Accrued", "Exceptions", f"Interest in {currency}", "Loans a second"):
         table.add_column(name, justify="right")
-    figures = (f"{run[name]:,}" for name in ("loan_count", "accrued_count", "exception_count"))
-    table.add_row(*figures, f"{in_major_units(int(run['total_accrued_minor']), currency)} {currency}")
-    if not run["exceptions"]:
+    for run in done:
+        figures = (f"{run[name]:,}" for name in ("loan_count", "accrued_count", "exception_count"))
+        seconds = (
+            datetime.fromisoformat(run["finished_at"]) - datetime.fromisoformat(run["started_at"])
+        ).total_seconds()
+        table.add_row(
+            run["accrual_date"],
+            run["state"].replace("_", " "),
+            *figures,
+            in_major_units(int(run["total_accrued_minor"]), currency),
+            f"{run['loan_count'] / seconds:,.0f}",
+        )
+    left = [(run["accrual_date"], each) for run in done for each in run["exceptions"]]
+    if not left:
         return drawn(table)
-    exceptions = Table("Loan", "Code", "Why", title="Not accrued")
-    for each in run["exceptions"][:NAMED]:
-        exceptions.add_row(each["loan_id"], each["code"], each["detail"])
+    exceptions = Table("Accrual date", "Loan", "Code", "Why", title="Not accrued")
+    for accrual_date, each in left[:NAMED]:
+        exceptions.add_row(accrual_date, each["loan_id"], each["code"], each["detail"])
     return drawn(table, exceptions)

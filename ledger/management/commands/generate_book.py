@@ -1,7 +1,7 @@
 """`manage.py generate_book`: a program of the engine with as many loans as one likes, lent and ready to accrue.
 
-For trying accrual runs out and for measuring them. Everything is posted through the one write path, many loans to a
-transaction; a repeated run adds to the book.
+For trying accrual runs out and for measuring them. Where beat runs it begins to accrue the book at once, date after date.
+Everything is posted through the one write path, many loans to a transaction; a repeated run makes another book.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from django.utils import timezone
 from hpts.tenancy import tenant_transaction
 from ledger import masters, queries
 from ledger.chart import RECEIVABLES
+from ledger.demo import TENANT_ID
 from ledger.events import Disbursement
 from ledger.management.terminal import bar, known_tenant
 from ledger.models import DAY_COUNTS
@@ -35,7 +36,7 @@ class Command(BaseCommand):
     help = "Make a program of the engine with many loans, lent over the days before today."
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("--tenant", required=True, metavar="ID")
+        parser.add_argument("--tenant", default=TENANT_ID, metavar="ID", help="the demo tenant when it is left out")
         parser.add_argument("--loans", type=int, default=1_000, metavar="N")
         parser.add_argument(
             "--days", type=int, default=7, metavar="N", help="lent on the first of so many days before today"
@@ -62,7 +63,7 @@ class Command(BaseCommand):
                 annual_rate_bps=options["rate"],
                 day_count_convention=options["day_count"],
                 waterfall=RECEIVABLES,
-                accrual_mode="engine",
+                accrual_mode="client",
             )
         origin = Origin(tenant_id, ACTOR, str(uuid.uuid4()))
         rounds = -(-loans // TOGETHER)
@@ -70,6 +71,16 @@ class Command(BaseCommand):
         for number in bar(range(rounds), "Lending", total=rounds, shown=not options["json"]):
             count = min(TOGETHER, loans - number * TOGETHER)
             _lend(origin, program_id, currency, list(_drawn(draw, count, timezone.now().isoformat())), since)
+        # Only now, so that no night's run finds half of the book.
+        with tenant_transaction(tenant_id) as cursor:
+            masters.add_program_terms(
+                cursor,
+                program_id=program_id,
+                effective_at=since + timedelta(days=1),
+                annual_rate_bps=None,
+                waterfall=None,
+                accrual_mode="engine",
+            )
         report = {"program_id": program_id, "loans": loans, "from_date": since.isoformat(), "currency": currency}
         self.stdout.write(
             json.dumps(report)
