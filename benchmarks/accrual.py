@@ -505,7 +505,7 @@ def write_results(bench: AccrualBench, command: str, about: dict[str, str]) -> N
         "# Accrual runs", "",
         f"`{command}`, {datetime.now(UTC):%d %B %Y %H:%M} UTC. What the columns mean is in [README.md](README.md).", "",
         *(f"- {name}: {value}" for name, value in about.items()),
-        f"- book: {bench.book.loans:,} loans of one program, {ids} ids; chunks of {runs.CHUNK_LOANS:,} where nothing else is said",
+        f"- book: {bench.book.loans:,} loans of one program, {ids} ids; chunks of {runs.CHUNK_LOANS:,} unless it says otherwise",
         "", goals, "",
         *_in_markdown(SPEED, speed_rows(bench)),
     ]  # fmt: skip
