@@ -293,6 +293,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = fault,
             MESSAGE = format('entry %s violates %s', NEW.id, fault);
     END IF;
+    -- Here, where the document is still as it came: in the table it is compressed.
+    IF NEW.content_hash IS DISTINCT FROM sha256(convert_to(NEW.document, 'UTF8')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
+            MESSAGE = format('entry %s must come with the hash of its document', NEW.id);
+    END IF;
     RETURN NEW;
 END $$;
 
@@ -304,14 +309,13 @@ ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_form;
 CREATE FUNCTION public.journal_entry_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.created_xid IS DISTINCT FROM pg_current_xact_id()
-       OR NEW.content_hash IS DISTINCT FROM sha256(convert_to(NEW.document, 'UTF8'))
        OR (NEW.posted_at BETWEEN transaction_timestamp() - interval '1 second'
                              AND clock_timestamp() + interval '1 second') IS NOT TRUE
        OR NOT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = NEW.tenant_id AND l.entry_id = NEW.id)
        OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = NEW.tenant_id)
     THEN
         RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
-            MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time', NEW.id);
+            MESSAGE = format('entry %s must come with its lines, this transaction''s id and the clock''s time', NEW.id);
     END IF;
     IF NEW.effective_at <= (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = NEW.tenant_id) THEN
         RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
