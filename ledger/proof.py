@@ -653,6 +653,40 @@ def interest_is_posted_once(cursor: CursorWrapper) -> list[Breach]:
     )
 
 
+def interest_is_exact(cursor: CursorWrapper) -> list[Breach]:
+    """What the engine has counted of a loan's interest is what the lines and terms that it knew then give, counted anew from the
+    opening. A loan whose terms have changed behind that date waits for the next run, and is passed over."""
+    return _breaches(
+        cursor,
+        """WITH known AS MATERIALIZED (
+               SELECT d.program_id, d.day, terms_known(t.terms, d.day) AS said
+               FROM (SELECT DISTINCT program_id, accrued_through AS day
+                     FROM loan WHERE tenant_id = %(tenant)s AND accrued_terms IS NOT NULL) d
+               JOIN (SELECT id, interest_terms(tenant_id, id, NULL, NULL) AS terms
+                     FROM program WHERE tenant_id = %(tenant)s) t ON t.id = d.program_id
+           )
+           SELECT 'loan', json_build_object('loan_id', o.id),
+                  'counts ' || o.interest_exact || ' of interest through ' || o.accrued_through || ', its lines and terms give '
+                  || coalesce(f.exact::text, 'nothing')
+           FROM loan o
+           JOIN known ON known.program_id = o.program_id AND known.day = o.accrued_through
+           CROSS JOIN LATERAL (
+               SELECT nullif(concat_ws(
+                   ' ',
+                   (SELECT string_agg(concat_ws(' ', t.id, t.effective_at), ',' ORDER BY t.id) FROM loan_terms t
+                    WHERE t.tenant_id = o.tenant_id AND t.loan_id = o.id
+                      AND NOT EXISTS (SELECT FROM journal_entry r
+                                      WHERE r.tenant_id = t.tenant_id AND r.reverses_entry_id = t.entry_id)),
+                   (SELECT string_agg(concat_ws(' ', p.id, p.from_date), ',' ORDER BY p.id)
+                    FROM accrual_pauses(o.tenant_id, o.id, o.id, NULL) p)), '') AS said OFFSET 0) own
+           CROSS JOIN LATERAL (
+               SELECT loan_interest(o.tenant_id, o.id, o.accrued_through, o.accrued_version) AS exact OFFSET 0) f
+           WHERE o.tenant_id = %(tenant)s
+             AND o.accrued_terms = hashtextextended(concat_ws(' ', known.said, own.said), 0)
+             AND o.interest_exact IS DISTINCT FROM f.exact""",
+    )
+
+
 def accrual_runs_add_up(cursor: CursorWrapper) -> list[Breach]:
     """A run's chunks lie side by side and cover every id; their figures are those of its entries; it ends when all are done."""
     return _breaches(
@@ -768,6 +802,7 @@ CHECKS: tuple[Check, ...] = (
     closed_periods_stay_as_they_were,
     accruals_are_live_once,
     interest_is_posted_once,
+    interest_is_exact,
     accrual_runs_add_up,
     outbox_has_each_entry_once,
     versions_have_no_gap,

@@ -94,7 +94,8 @@ def _accrued_by_engine(books: Books) -> dict[str, str]:
     """A loan that a run has accrued for two dates, one of them reversed; one that is charged off with its interest; one that
     no run can accrue; a pause."""
     program_id = books.open_program(annual_rate_bps=100_000)
-    nightly, ended, huge = (books.open_loan(program_id=program_id) for _ in range(3))
+    nightly, ended, huge, counted = (books.open_loan(program_id=program_id) for _ in range(4))
+    books.post(books.disbursement(counted, 7_000, "2025-02-15"))
     for loan, amount in ((nightly, 365_000), (ended, 5_000), (huge, MAX_MINOR)):
         books.post(books.disbursement(loan, amount, "2025-02-10"))
     books.run(operations.pause_accrual, NewAccrualPause(from_date=date(2025, 3, 10)), loan_id=nightly.loan_id)
@@ -109,6 +110,7 @@ def _accrued_by_engine(books: Books) -> dict[str, str]:
     return {
         "nightly": nightly.loan_id,
         "ended": ended.loan_id,
+        "counted": counted.loan_id,
         "huge": huge.loan_id,
         "first_run": first["accrual_run_id"],
         "run": last["accrual_run_id"],
@@ -745,6 +747,11 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
         f"UPDATE loan SET interest_posted_minor = interest_posted_minor - 1 {OF} id = %(nightly)s",
         {"interest_is_posted_once"},
         "nightly",
+    ),
+    "a loan's interest is counted wrongly": (
+        f"UPDATE loan SET interest_exact = interest_exact + 1 {OF} id = %(counted)s",
+        {"interest_is_exact"},
+        "counted",
     ),
     "a charged-off loan forgets the interest that came with it": (
         f"UPDATE loan SET interest_posted_minor = 0 {OF} id = %(ended)s",
