@@ -792,10 +792,12 @@ def payoff(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> tuple[dict[st
 
 def interest_counted(cursor: CursorWrapper, *, loan_id: str, through: date) -> tuple[int, int, int]:
     """A loan's interest from its opening through a date as the engine counts it; what the engine has posted of dates up to it;
-    and what in all. Minor units. Without terms nothing can be counted: then it is what has been posted. All zero when the engine has never accrued its program. Needs a snapshot or the loan's lock."""
+    and what in all. Minor units. All zero when the engine has never accrued its program; where terms are missing nothing can be
+    counted, and it is what has been posted. Needs a snapshot or the loan's lock."""
     rows = _rows(
         cursor,
-        """SELECT coalesce(minor_units(loan_interest(l.tenant_id, l.id, %(through)s, l.version)), l.interest_posted_minor)::bigint,
+        """SELECT coalesce(minor_units(loan_interest(l.tenant_id, l.id, %(through)s, l.version)),
+                           l.interest_posted_minor)::bigint,
                   l.interest_posted_minor - CASE WHEN l.accrued_through > %(through)s THEN (
                       SELECT coalesce(sum(x.interest_minor), 0) FROM loan_accrual x
                       WHERE x.tenant_id = l.tenant_id AND x.loan_id = l.id AND x.accrual_date > %(through)s
