@@ -32,7 +32,7 @@ from ledger.posting import (
     with_retries,
 )
 
-# As many loans as keep a payment on one of them waiting for some tens of milliseconds (docs/adr/0017).
+# As many loans as keep a payment on one of them waiting for some tens of milliseconds (docs/adr/0018).
 CHUNK_LOANS = 1_000
 
 logger = logging.getLogger("hpts.accrual")
