@@ -113,7 +113,7 @@ class Child:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("a process of the bench has ended; its own message is above")
+            raise RuntimeError(f"a process of the bench has ended with {self.process.wait()}; its own message is above")
         return dict(json.loads(line))
 
     def end(self) -> None:
