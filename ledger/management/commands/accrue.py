@@ -125,9 +125,10 @@ def _currency(tenant_id: str, program_id: str) -> str:
 
 
 def _story(done: list[dict[str, Any]], currency: str) -> str:
-    table = Table("Accrual date", "State", title="Accrual runs")
-    for name in ("Loans", "Accrued", "Exceptions", f"Interest in {currency}", "Loans a second"):
-        table.add_column(name, justify="right")
+    table = Table(title="Accrual runs")
+    table.add_column("Date", no_wrap=True)
+    for name in ("Loans", "Accrued", "Left out", f"Interest, {currency}", "Loans/s"):
+        table.add_column(name, justify="right", no_wrap=True)
     for run in done:
         figures = (f"{run[name]:,}" for name in ("loan_count", "accrued_count", "exception_count"))
         seconds = (
@@ -135,7 +136,6 @@ def _story(done: list[dict[str, Any]], currency: str) -> str:
         ).total_seconds()
         table.add_row(
             run["accrual_date"],
-            run["state"].replace("_", " "),
             *figures,
             in_major_units(int(run["total_accrued_minor"]), currency),
             f"{run['loan_count'] / seconds:,.0f}",
