@@ -648,6 +648,33 @@ def test_a_loan_that_is_made_after_the_chunks_were_cut_is_in_one_of_them(
     books.is_sound()
 
 
+def test_a_rate_of_the_loans_own_counts_from_its_date_and_not_from_the_night_that_hears_of_it(
+    books: EngineBooks,
+) -> None:
+    loan = books.lend(annual_rate_bps=3_650)
+    books.accrue_each(1, 2)
+    books.restructure(loan, day(5), annual_rate_bps=7_300)
+    for night, posted in ((3, 3_000), (4, 4_000), (5, 5_000), (6, 7_000), (7, 9_000)):
+        books.accrue(day(night))
+        assert books.posted(loan) == posted
+    books.is_sound()
+
+
+def test_under_30_360_the_opening_says_what_a_31st_is() -> None:
+    """Of two loans of one program, accrued by one statement, one was opened on a 31st."""
+    books = engine_books(annual_rate_bps=3_600, day_count_convention="30_360")
+    program = ModelProgram("30_360", [ProgramTerms(date.min, 3_600)])
+    models = {}
+    for opened_on in (date(2025, 1, 15), date(2025, 1, 31)):
+        loan = books.lend(on=opened_on.isoformat())
+        models[loan] = ModelLoan(program, opened_on, {opened_on: 1_000_000})
+    for number in range(31, 91):
+        books.accrue(day(number))
+        on = date.fromisoformat(day(number))
+        assert [books.posted(loan) for loan in models] == [model.whole(on) for model in models.values()]
+    books.is_sound()
+
+
 def test_days_without_interest_make_no_entry(books: EngineBooks) -> None:
     free, paused, unlent = books.lend(annual_rate_bps=0), books.lend(), books.open_loan()
     books.pause(paused, day(1), day(3))

@@ -233,6 +233,9 @@ def test_a_chunk_that_is_taken_is_passed_over() -> None:
     run_id = books.request(day(1))
     runs._start(books.tenant_id, run_id)
     with chunk_taken(books, run_id):
+        with session("app", books.tenant_id) as connection:
+            connection.execute("SET LOCAL lock_timeout = '1ms'")
+            assert connection.execute("SELECT number FROM accrue_chunk(%s, NULL)", (run_id,)).fetchall() == [(None,)]
         assert runs.work(books.tenant_id, run_id) == "others"
     assert runs.work(books.tenant_id, run_id) == "ended"
     assert books.accruals() == 1
