@@ -228,7 +228,8 @@ def _parameters(declared: Operation, method: str, route: str, registry: Componen
     if declared.query is not None:
         _, shapes = _shapes(declared.query, registry)
         shape = shapes[declared.query.__name__]
-        for name, schema in shape["properties"].items():
+        # What every list has stands behind what this one filters by.
+        for name, schema in sorted(shape["properties"].items(), key=lambda item: item[0] in PAGING):
             parameter = {"name": name, "in": "query", "schema": schema}
             if name in PAGING:
                 parameter = _shared("parameters", PAGING[name], parameter | {"required": False}, registry)

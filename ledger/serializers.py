@@ -407,26 +407,20 @@ class Page(Request):
     page_token: PageToken | UnsetType = UNSET
 
 
-class HistoryQuery(Request):
+class HistoryQuery(Page):
     from_date: IsoDate | UnsetType = UNSET
     to_date: IsoDate | UnsetType = UNSET
     event_type: Kind | UnsetType = UNSET
-    page_size: PageSize | UnsetType = UNSET
-    page_token: PageToken | UnsetType = UNSET
 
 
-class LoansQuery(Request):
+class LoansQuery(Page):
     program_id: Uuid | UnsetType = UNSET
     borrower_id: Uuid | UnsetType = UNSET
     state: LoanStateName | UnsetType = UNSET
-    page_size: PageSize | UnsetType = UNSET
-    page_token: PageToken | UnsetType = UNSET
 
 
-class RunsQuery(Request):
+class RunsQuery(Page):
     program_id: Uuid | UnsetType = UNSET
-    page_size: PageSize | UnsetType = UNSET
-    page_token: PageToken | UnsetType = UNSET
 
 
 class AsOfQuery(Request):

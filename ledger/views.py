@@ -18,9 +18,9 @@ from hpts.auth import OF_ITS_ITEMS, caller
 from hpts.fields import given
 from hpts.oauth import covers
 from hpts.openapi import Shape, View, operation
-from hpts.pagination import DEFAULT_PAGE_SIZE, page_token, position_of
+from hpts.pagination import Paging
 from hpts.pipeline import Statement
-from hpts.problems import FieldProblem, InvalidPageToken, NotFound, Problem, ValidationFailed
+from hpts.problems import FieldProblem, NotFound, Problem, ValidationFailed
 from hpts.rendering import answer
 from hpts.tenancy import SNAPSHOT, tenant_transaction
 from hpts.views import APIViewSet, correlation_of
@@ -85,7 +85,7 @@ class LedgerViewSet(APIViewSet):
 
         touches = write.touches(body, self.kwargs)
         done = once(call, touches, guarded)
-        response = _done(done, write.status)
+        response = answered(done, write.status)
         version = self._version_after(request, done.posting, write.loan(body, self.kwargs), touches)
         if version is not None:
             response["ETag"] = etag(version)
@@ -133,9 +133,13 @@ class LedgerViewSet(APIViewSet):
         with tenant_transaction(caller(request).tenant_id, first=first) as cursor:
             yield cursor
 
-    def page_scope(self, request: Request, *filters: object) -> list[str | None]:
-        """What a page token is bound to: tenant, list, filters."""
-        return [caller(request).tenant_id, type(self).__name__, *(None if f is None else str(f) for f in filters)]
+    def paging(
+        self, request: Request, query: shapes.Page, *filters: object, order: tuple[type[str | int], ...] = (str,)
+    ) -> Paging:
+        """The page of a list that a query asks for. Its token is bound to tenant, list and filters; `order` says of what
+        types the list's order is."""
+        scope = [caller(request).tenant_id, type(self).__name__, *(None if f is None else str(f) for f in filters)]
+        return Paging.asked(given(query.page_token), given(query.page_size), scope, *order)
 
 
 def posts(
@@ -160,7 +164,7 @@ def posts(
     )
 
 
-def _done(done: Answer, status: int = 201) -> HttpResponse:
+def answered(done: Answer, status: int = 201) -> HttpResponse:
     """The answer, or 200 with the first one on a replay."""
     response = answer(done.body, 200 if done.replayed else status)
     if done.replayed:
@@ -322,12 +326,10 @@ class AccrualRuns(LedgerViewSet):
         """The tenant's accrual runs."""
         query = self.query(request, shapes.RunsQuery)
         program_id = given(query.program_id)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request, program_id)
-        after = _position(given(query.page_token), scope, str, str)
+        paging = self.paging(request, query, program_id, order=(str, str))
         with self.read(request) as cursor:
-            found = queries.accrual_runs(cursor, program_id=program_id, after=after, limit=size + 1)
-        return answer(_page(found, size, scope, "accrual_date", "accrual_run_id"))
+            found = queries.accrual_runs(cursor, program_id=program_id, after=paging.after, limit=paging.limit)
+        return answer(paging.page(found, "accrual_date", "accrual_run_id"))
 
     @operation("getAccrualRun", "accruals", answer=shapes.AccrualRunDetail, returns="The run")
     def retrieve(self, request: Request, accrual_run_id: str) -> HttpResponse:
@@ -430,12 +432,10 @@ class Programs(LedgerViewSet):
     def list(self, request: Request) -> HttpResponse:
         """The tenant's programs."""
         query = self.query(request, shapes.Page)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request)
-        after = _after(given(query.page_token), scope)
+        paging = self.paging(request, query)
         with self.read(request) as cursor:
-            found = queries.programs(cursor, on=queries.today(cursor), after=after, limit=size + 1)
-        return answer(_page(found, size, scope, "program_id"))
+            found = queries.programs(cursor, on=queries.today(cursor), after=paging.after, limit=paging.limit)
+        return answer(paging.page(found, "program_id"))
 
     @operation("getProgram", "programs", answer=shapes.Program, returns="The program")
     def retrieve(self, request: Request, program_id: str) -> HttpResponse:
@@ -482,9 +482,7 @@ class Loans(LedgerViewSet):
         """The tenant's loans, by program, borrower and state."""
         query = self.query(request, shapes.LoansQuery)
         filters = (given(query.program_id), given(query.borrower_id), given(query.state))
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request, *filters)
-        after = _after(given(query.page_token), scope)
+        paging = self.paging(request, query, *filters)
         with self.read(request) as cursor:
             found = queries.loans(
                 cursor,
@@ -492,10 +490,10 @@ class Loans(LedgerViewSet):
                 program_id=filters[0],
                 borrower_id=filters[1],
                 state=filters[2],
-                after=after,
-                limit=size + 1,
+                after=paging.after,
+                limit=paging.limit,
             )
-        return answer(_page(found, size, scope, "loan_id"))
+        return answer(paging.page(found, "loan_id"))
 
     @operation("getLoan", "loans", answer=shapes.Loan, returns="The loan", etag=True)
     def retrieve(self, request: Request, loan_id: str) -> HttpResponse:
@@ -522,9 +520,7 @@ class Loans(LedgerViewSet):
         query = self.query(request, shapes.HistoryQuery)
         from_date, to_date, kind = given(query.from_date), given(query.to_date), given(query.event_type)
         in_order("from_date", from_date, "to_date", to_date)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request, loan_id, from_date, to_date, kind)
-        after = _after(given(query.page_token), scope, int)
+        paging = self.paging(request, query, loan_id, from_date, to_date, kind, order=(int,))
         with self.read(request) as cursor:
             version = queries.loan_version(cursor, loan_id=loan_id)
             if version is None:
@@ -535,13 +531,10 @@ class Loans(LedgerViewSet):
                 from_date=from_date,
                 to_date=to_date,
                 kind=kind,
-                after=after or 0,
-                limit=size + 1,
+                after=paging.after or 0,
+                limit=paging.limit,
             )
-        more = len(found) > size
-        page = found[:size]
-        tail = f',"next_page_token":"{page_token(scope, [page[-1].version])}"' if more else ""
-        response = answer(f'{{"items":[{",".join(item.body for item in page)}]{tail}}}')
+        response = answer(paging.text([(item.body, item.version) for item in found]))
         response["ETag"] = etag(version)
         return response
 
@@ -857,7 +850,7 @@ class Batches(LedgerViewSet):
         items = _batch_items(body)
         scopes = caller(request).scopes
         run = batch.all_or_nothing if body.mode == "atomic" else batch.one_by_one
-        return _done(run(call, items, lambda scope: covers(scopes, scope)))
+        return answered(run(call, items, lambda scope: covers(scopes, scope)))
 
 
 def _batch_items(body: shapes.NewBatch) -> list[batch.Item]:
@@ -986,14 +979,10 @@ class Periods(LedgerViewSet):
     def list(self, request: Request) -> HttpResponse:
         """Closed periods, the latest first."""
         query = self.query(request, shapes.Page)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request)
-        before = _after(given(query.page_token), scope)
+        paging = self.paging(request, query)
         with self.read(request) as cursor:
-            found = queries.closed_periods(cursor, before=before, limit=size + 1)
-        more = len(found) > size
-        tail = f',"next_page_token":"{page_token(scope, [found[size - 1][0].isoformat()])}"' if more else ""
-        return answer(f'{{"items":[{",".join(body for _, body in found[:size])}]{tail}}}')
+            found = queries.closed_periods(cursor, before=paging.after, limit=paging.limit)
+        return answer(paging.text([(body, through.isoformat()) for through, body in found]))
 
 
 def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse:
@@ -1010,27 +999,3 @@ def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse
     )
     response["ETag"] = etag(found.version)
     return response
-
-
-def _after(token: str | None, scope: list[str | None], kind: type[Any] = str) -> Any:
-    """The position after which a page begins, None for the first."""
-    position = _position(token, scope, kind)
-    return position and position[0]
-
-
-def _position(token: str | None, scope: list[str | None], *kinds: type[Any]) -> Any:
-    """As `_after()`, for positions of several values."""
-    if token is None:
-        return None
-    position = position_of(token, scope)
-    if len(position) != len(kinds) or not all(map(isinstance, position, kinds)):
-        raise InvalidPageToken("This list has not given out this page token.")
-    return position
-
-
-def _page(found: list[dict[str, Any]], size: int, scope: list[str | None], *names: str) -> dict[str, Any]:
-    """Items and, when the query found one more than a page holds, the next page's token."""
-    page: dict[str, Any] = {"items": found[:size]}
-    if len(found) > size:
-        page["next_page_token"] = page_token(scope, [found[size - 1][name] for name in names])
-    return page

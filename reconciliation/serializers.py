@@ -12,13 +12,11 @@ from hpts.fields import (
     CurrencyCode,
     Description,
     IsoDate,
-    PageSize,
-    PageToken,
     Reference,
     Timestamp,
     Uuid,
 )
-from ledger.serializers import Answer, Choice, Request, Signed
+from ledger.serializers import Answer, Choice, Page, Request, Signed
 from reconciliation.formats import FORMATS
 from reconciliation.matching import KINDS
 
@@ -76,12 +74,10 @@ class ImportQuery(Request):
     account_code: AccountCode | UnsetType = UNSET
 
 
-class BreaksQuery(Request):
+class BreaksQuery(Page):
     state: BreakState | UnsetType = UNSET
     kind: BreakKind | UnsetType = UNSET
     bank_account_ref: Reference | UnsetType = UNSET
-    page_size: PageSize | UnsetType = UNSET
-    page_token: PageToken | UnsetType = UNSET
 
 
 class NewResolution(Request):

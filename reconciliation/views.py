@@ -13,8 +13,7 @@ from rest_framework.request import Request
 
 from hpts.fields import given
 from hpts.openapi import FORM_TYPE, operation
-from hpts.pagination import DEFAULT_PAGE_SIZE, page_token, position_of
-from hpts.problems import FieldProblem, InvalidPageToken, NotFound, ValidationFailed
+from hpts.problems import FieldProblem, NotFound, ValidationFailed
 from hpts.rendering import answer
 from hpts.tenancy import SNAPSHOT
 from ledger.errors import (
@@ -25,12 +24,12 @@ from ledger.errors import (
     EntryNotFound,
     PeriodClosed,
 )
-from ledger.idempotency import Answer, Call, fingerprint, once, read_key
+from ledger.idempotency import Call, fingerprint, once, read_key
 from ledger.operations import Write
 from ledger.posting import Posting, Touches
 from ledger.queries import today
 from ledger.serializers import AsOfQuery, Page
-from ledger.views import LedgerViewSet, posts
+from ledger.views import LedgerViewSet, answered, posts
 from reconciliation import queries, runs, tasks
 from reconciliation import serializers as shapes
 from reconciliation.errors import AlreadyResolved, ResolutionRefused
@@ -99,7 +98,7 @@ class Statements(LedgerViewSet):
 
         call = Call(self.origin(request), key, fingerprint(self.operation_id, {}, said))
         done = once(call, Touches(mode="read"), work)
-        return _done(done, 201 if is_new else 200)
+        return answered(done, 201 if is_new else 200)
 
     @operation(
         "getBankStatement",
@@ -111,18 +110,15 @@ class Statements(LedgerViewSet):
     def retrieve(self, request: Request, statement_id: str) -> HttpResponse:
         """A bank statement, with its lines in pages and what each is matched with."""
         query = self.query(request, Page)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request, statement_id)
-        (after,) = _position(given(query.page_token), scope, int) or (0,)
+        paging = self.paging(request, query, statement_id, order=(int,))
         with self.read(request) as cursor:
             found = queries.statement(cursor, statement_id=statement_id)
             if found is None:
                 raise NotFound(f"There is no statement {statement_id}.")
-            lines = queries.statement_lines(cursor, statement_id=statement_id, after=after, limit=size + 1)
-        body = found | {"lines": lines[:size]}
-        if len(lines) > size:
-            body["next_page_token"] = page_token(scope, [lines[size - 1]["line_number"]])
-        return answer(body)
+            lines = queries.statement_lines(
+                cursor, statement_id=statement_id, after=paging.after or 0, limit=paging.limit
+            )
+        return answer(found | paging.page(lines, "line_number", items="lines"))
 
 
 class Breaks(LedgerViewSet):
@@ -139,14 +135,12 @@ class Breaks(LedgerViewSet):
         """Breaks, the oldest money first."""
         query = self.query(request, shapes.BreaksQuery)
         filters = (given(query.state), given(query.kind), given(query.bank_account_ref))
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request, *filters)
-        after = _position(given(query.page_token), scope, str, str)
+        paging = self.paging(request, query, *filters, order=(str, str))
         with self.read(request) as cursor:
             found = queries.breaks(
-                cursor, state=filters[0], kind=filters[1], ref=filters[2], after=after, limit=size + 1
+                cursor, state=filters[0], kind=filters[1], ref=filters[2], after=paging.after, limit=paging.limit
             )
-        return answer(_page(found, size, scope, "value_date", "break_id"))
+        return answer(paging.page(found, "value_date", "break_id"))
 
     @posts(
         resolve_break,
@@ -204,7 +198,7 @@ class Runs(LedgerViewSet):
 
         done = once(call, Touches(mode="read"), work)
         tasks.announce(call.origin.tenant_id)
-        return _done(done, 202)
+        return answered(done, 202)
 
     @operation(
         "listReconciliationRuns",
@@ -216,12 +210,10 @@ class Runs(LedgerViewSet):
     def list(self, request: Request) -> HttpResponse:
         """Reconciliation runs, the latest first."""
         query = self.query(request, Page)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request)
-        before = _position(given(query.page_token), scope, str, str)
+        paging = self.paging(request, query, order=(str, str))
         with self.read(request) as cursor:
-            found = queries.runs(cursor, before=before, limit=size + 1)
-        return answer(_page(found, size, scope, "requested_at", "run_id"))
+            found = queries.runs(cursor, before=paging.after, limit=paging.limit)
+        return answer(paging.page(found, "requested_at", "run_id"))
 
 
 class Status(LedgerViewSet):
@@ -244,29 +236,3 @@ class Status(LedgerViewSet):
         with self.read(request, first=SNAPSHOT) as cursor:
             body = status(cursor, given(query.as_of_date) or today(cursor))
         return answer(body)
-
-
-def _done(done: Answer, first_status: int) -> HttpResponse:
-    """The first answer, or 200 with it on a replay."""
-    response = answer(done.body, 200 if done.replayed else first_status)
-    if done.replayed:
-        response["Idempotency-Replayed"] = "true"
-    return response
-
-
-def _position(token: str | None, scope: Any, *kinds: type[Any]) -> Any:
-    """The position after which a page begins, None for the first."""
-    if token is None:
-        return None
-    position = position_of(token, scope)
-    if [type(part) for part in position] != list(kinds):
-        raise InvalidPageToken("This list has not given out this page token.")
-    return tuple(position)
-
-
-def _page(found: Any, size: int, scope: Any, *names: str) -> dict[str, Any]:
-    """Items and, when the query found one more than a page holds, the next page's token."""
-    page: dict[str, Any] = {"items": found[:size]}
-    if len(found) > size:
-        page["next_page_token"] = page_token(scope, [found[size - 1][name] for name in names])
-    return page
