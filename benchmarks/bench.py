@@ -312,13 +312,14 @@ class Bench:
 # --- What is shown ---------------------------------------------------------------------------------------------------
 
 
-def _machine(bench: Bench) -> dict[str, str]:
+def machine(administrator_url: str, state: Path) -> dict[str, str]:
+    """What was measured on."""
     model = "unknown"
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
                 model = line.partition(":")[2].strip()
-    with psycopg.connect(bench.administrator_url) as connection:
+    with psycopg.connect(administrator_url) as connection:
         names = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
         settings = {name: connection.execute(f"SHOW {name}").fetchone()[0] for name in names}  # type: ignore[index]
     return {
@@ -326,7 +327,7 @@ def _machine(bench: Bench) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release()}",
         "Python": f"{platform.python_version()}, psycopg {psycopg.__version__} ({psycopg.pq.__impl__})",
         "PostgreSQL": ", ".join(f"{name} {value}" for name, value in settings.items()),
-        "fdatasync": f"{_sync_us(bench.state):.0f} us",
+        "fdatasync": f"{_sync_us(state):.0f} us",
         "load before": f"{os.getloadavg()[0]:.1f}",
     }
 
@@ -403,7 +404,7 @@ def show(bench: Bench) -> None:
         )
 
 
-def write_results(bench: Bench, command: str, machine: dict[str, str], soaked: list[tuple[int, list[float]]]) -> None:
+def write_results(bench: Bench, command: str, about: dict[str, str], soaked: list[tuple[int, list[float]]]) -> None:
     """RESULTS.md: the command, the machine, the figures."""
     rows = [
         [*_cells(case, bench), _mark(case, bench.cases.get("POST /payments, 4 clients"))]
@@ -419,7 +420,7 @@ def write_results(bench: Bench, command: str, machine: dict[str, str], soaked: l
         "",
         f"`{command}`, {datetime.now(UTC):%d %B %Y %H:%M} UTC. What the columns mean is in [README.md](README.md).",
         "",
-        *(f"- {name}: {value}" for name, value in machine.items()),
+        *(f"- {name}: {value}" for name, value in about.items()),
         "",
         f"| {' | '.join(headings)} |",
         f"|{'|'.join(['---'] + ['---:'] * (len(headings) - 2) + ['---'])}|",
@@ -484,7 +485,7 @@ def main(arguments: list[str]) -> int:
     with throwaway_servers() as (state, variables):
         django.setup()
         bench = Bench(plan, state, variables)
-        machine = _machine(bench)
+        about = machine(bench.administrator_url, state)
         soaked: list[tuple[int, list[float]]] = []
         with Progress(*bars, console=console, transient=True) as progress:
             bench.prepare(progress)
@@ -501,10 +502,10 @@ def main(arguments: list[str]) -> int:
         for count, sizes in soaked:
             console.print(f"{count:>8,} requests: {', '.join(f'{size:.1f} MB' for size in sizes)}")
         if not (options.servers or options.soak):
-            write_results(bench, " ".join(["make bench", *arguments]), machine, soaked)
+            write_results(bench, " ".join(["make bench", *arguments]), about, soaked)
             console.print(f"written to {RESULTS.relative_to(embedded.ROOT)}")
         if options.json:
-            print(json.dumps({"machine": machine, "cases": [asdict(case) for case in bench.cases.values()]}, indent=1))
+            print(json.dumps({"machine": about, "cases": [asdict(case) for case in bench.cases.values()]}, indent=1))
     return 0
 
 

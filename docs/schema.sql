@@ -26,6 +26,546 @@ SET row_security = off;
 
 
 --
+-- Name: interest_term; Type: TYPE; Schema: public; Owner: -
+--
+
+CREATE TYPE public.interest_term AS (
+	since date,
+	until date,
+	accrues boolean,
+	annual_rate_bps integer,
+	convention text
+);
+
+
+--
+-- Name: accrual_pauses(uuid, uuid, uuid, date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date) RETURNS TABLE(id bigint, loan_id uuid, from_date date, to_date date, reversed_revision smallint)
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT p.id, p.loan_id, p.from_date, p.to_date, p.reversed_revision
+    FROM public.accrual_pause p
+    WHERE p.tenant_id = p_tenant AND p.loan_id >= p_first AND p.loan_id <= p_last
+      AND CASE WHEN p.reversed_revision IS NULL
+               THEN NOT EXISTS (SELECT FROM public.accrual_pause o
+                                WHERE o.tenant_id = p.tenant_id AND o.loan_id = p.loan_id AND o.from_date = p.from_date
+                                  AND o.reversed_revision IS NULL AND o.id > p.id)
+               ELSE p.to_date IS DISTINCT FROM p_redo
+                    AND NOT EXISTS (SELECT FROM public.loan_accrual x
+                                    WHERE x.tenant_id = p.tenant_id AND x.loan_id = p.loan_id AND x.accrual_date = p.to_date
+                                      AND x.revision > p.reversed_revision) END
+$$;
+
+
+--
+-- Name: accrue_chunk(uuid, integer); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.accrue_chunk(p_run uuid, p_number integer, OUT number integer, OUT accrued bigint, OUT visited bigint, OUT excepted bigint) RETURNS record
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET enable_memoize TO 'off'
+    AS $$
+DECLARE
+    v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
+    v_run public.accrual_run;
+    v_chunk public.accrual_chunk;
+    v_first uuid;
+    v_last uuid;
+    v_terms public.interest_term[];
+    v_by_client boolean;
+    v_ids uuid[];
+    v_id uuid;
+    v_posted_at timestamptz;
+    v_head text;
+    v_tail text;
+    v_total numeric;
+    c_principal text;
+    c_interest text;
+    c_income text;
+    c_suspense text;
+BEGIN
+    SELECT * INTO v_run FROM public.accrual_run r WHERE r.tenant_id = v_tenant AND r.id = p_run;
+    SELECT * INTO v_chunk FROM public.accrual_chunk c
+    WHERE c.tenant_id = v_tenant AND c.run_id = p_run AND c.done_at IS NULL AND (p_number IS NULL OR c.number = p_number)
+    ORDER BY c.number LIMIT 1 FOR UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    number := v_chunk.number;
+    v_first := coalesce(v_chunk.after_id, '00000000-0000-0000-0000-000000000000');
+    v_last := coalesce(v_chunk.through_id, 'ffffffff-ffff-ffff-ffff-ffffffffffff');
+
+    -- As every posting: nothing is dated into a period while it closes.
+    PERFORM pg_advisory_xact_lock_shared(hashtextextended(v_tenant::text || ' periods', 0));
+    IF v_run.accrual_date <= (SELECT max(p.through_date) FROM public.period_close p WHERE p.tenant_id = v_tenant) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
+            MESSAGE = format('the period of %s is closed', v_run.accrual_date);
+    END IF;
+    SELECT max(a.code) FILTER (WHERE a.role = 'principal'), max(a.code) FILTER (WHERE a.role = 'interest'),
+           max(a.code) FILTER (WHERE a.role = 'interest_income'), max(a.code) FILTER (WHERE a.role = 'suspense')
+    INTO c_principal, c_interest, c_income, c_suspense
+    FROM public.gl_account a WHERE a.tenant_id = v_tenant;
+    v_terms := public.interest_terms(v_tenant, v_run.program_id, NULL, NULL);
+    v_by_client := EXISTS (SELECT FROM unnest(v_terms) t WHERE NOT t.accrues);
+
+    -- The loans that may move, locked in the order of their ids and as they are then; those that owe no principal and of which
+    -- nothing new is known are left in peace.
+    SELECT array_agg(held.id) INTO v_ids
+    FROM (SELECT l.id
+          FROM public.loan l
+          LEFT JOIN public.loan_balance b ON b.tenant_id = v_tenant AND b.loan_id = l.id AND b.loan_id > v_first
+              AND b.loan_id <= v_last AND b.account_code = c_principal AND b.layer = 'SETTLED'
+          WHERE l.tenant_id = v_tenant AND l.program_id = v_run.program_id AND l.id > v_first AND l.id <= v_last
+            AND l.opened_on < v_run.accrual_date AND l.version > 0
+            AND (l.accrued_through IS NULL OR l.accrued_through < v_run.accrual_date
+                 OR EXISTS (SELECT FROM public.accrual_pause p
+                            WHERE p.tenant_id = v_tenant AND p.loan_id = l.id AND p.to_date = v_run.accrual_date
+                              AND p.reversed_revision IS NOT NULL))
+            AND NOT (l.version = l.accrued_version AND coalesce(b.balance_minor, 0) = 0
+                     AND l.accrued_terms IS NOT DISTINCT FROM hashtextextended(public.terms_known(v_terms, l.accrued_through), 0)
+                     AND NOT EXISTS (SELECT FROM public.loan_terms t WHERE t.tenant_id = v_tenant AND t.loan_id = l.id)
+                     AND NOT EXISTS (SELECT FROM public.accrual_pause p WHERE p.tenant_id = v_tenant AND p.loan_id = l.id))
+          ORDER BY l.id FOR NO KEY UPDATE OF l) held;
+
+    -- What could not be accrued before is looked at again.
+    DELETE FROM public.accrual_exception x
+    WHERE x.tenant_id = v_tenant AND x.run_id = p_run AND x.loan_id > v_first AND x.loan_id <= v_last;
+
+    v_posted_at := clock_timestamp();
+    -- A UUIDv7 (RFC 9562), as posting.py makes them: milliseconds, then chance.
+    v_id := overlay(lpad(to_hex((extract(epoch FROM v_posted_at) * 1000)::bigint), 12, '0') PLACING '-' FROM 9 FOR 0)
+            || '-7' || substr(gen_random_uuid()::text, 16);
+    v_head := '{"actor":' || to_json(v_run.actor) || ',"correlation_id":"' || v_run.correlation_id || '","effective_at":"'
+              || to_char(v_run.accrual_date, 'YYYY-MM-DD') || '","event_type":"accrual","journal_entry_id":"' || v_id || '","lines":[';
+    v_tail := '],"posted_at":"' || to_char(v_posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '","tenant_id":"'
+              || v_tenant || '","v":1}';
+
+    WITH own AS MATERIALIZED (
+        SELECT t.loan_id, string_agg(concat_ws(' ', t.id, t.effective_at), ',' ORDER BY t.id) AS said,
+               max(t.effective_at) AS latest,
+               (array_agg(t.annual_rate_bps ORDER BY t.effective_at DESC, t.id DESC)
+                   FILTER (WHERE t.annual_rate_bps IS NOT NULL))[1] AS rate,
+               (array_agg(t.day_count_convention ORDER BY t.effective_at DESC, t.id DESC)
+                   FILTER (WHERE t.day_count_convention IS NOT NULL))[1] AS convention
+        FROM public.loan_terms t
+        WHERE t.tenant_id = v_tenant AND t.loan_id > v_first AND t.loan_id <= v_last
+          AND NOT EXISTS (SELECT FROM public.journal_entry r WHERE r.tenant_id = t.tenant_id AND r.reverses_entry_id = t.entry_id)
+        GROUP BY t.loan_id
+    ), in_force AS MATERIALIZED (
+        SELECT * FROM public.accrual_pauses(v_tenant, v_first, v_last, NULL)
+    ), redo AS MATERIALIZED (
+        -- Reversed and not accrued again: the date's last revision, and the day behind which its days begin.
+        SELECT p.loan_id, p.reversed_revision, p.from_date - 1 AS since
+        FROM in_force p WHERE p.reversed_revision IS NOT NULL AND p.to_date = v_run.accrual_date
+    ), pause AS MATERIALIZED (
+        SELECT p.loan_id, string_agg(concat_ws(' ', p.id, p.from_date), ',' ORDER BY p.id) AS said
+        FROM in_force p WHERE p.reversed_revision IS NULL OR p.to_date <> v_run.accrual_date
+        GROUP BY p.loan_id
+    ), held AS MATERIALIZED (
+        SELECT b.loan_id, min(b.balance_minor) FILTER (WHERE b.account_code = c_principal) AS principal_minor,
+               min(b.balance_minor) FILTER (WHERE b.account_code = c_interest) AS interest_minor
+        FROM public.loan_balance b
+        WHERE b.tenant_id = v_tenant AND b.loan_id = ANY (v_ids) AND b.account_code IN (c_principal, c_interest) AND b.layer = 'SETTLED'
+        GROUP BY b.loan_id
+    ), seen AS MATERIALIZED (
+        SELECT l.id, l.borrower_id, l.currency, l.opened_on, l.version, l.last_effective_at, l.accrued_through, l.accrued_version,
+               l.accrued_terms, l.interest_exact, l.interest_posted_minor, own.rate, own.convention, own.latest,
+               nullif(concat_ws(' ', own.said, pause.said), '') AS own_said, own.loan_id IS NOT NULL AS has_terms,
+               pause.loan_id IS NOT NULL AS has_pauses, redo.loan_id IS NOT NULL AS redone, redo.reversed_revision,
+               redo.since AS redo_since,
+               -- What ended a loan has brought it to its own date: one before that would take back what it posted.
+               greatest(l.accrued_through, v_run.accrual_date, CASE WHEN l.ended_as IS NOT NULL THEN l.last_effective_at END)
+                   AS through,
+               coalesce(held.principal_minor, 0) AS principal_minor, coalesce(held.interest_minor, 0) AS interest_minor,
+               held.interest_minor IS NOT NULL AS has_interest
+        FROM public.loan l
+        LEFT JOIN held ON held.loan_id = l.id
+        LEFT JOIN own ON own.loan_id = l.id
+        LEFT JOIN pause ON pause.loan_id = l.id
+        LEFT JOIN redo ON redo.loan_id = l.id
+        WHERE l.tenant_id = v_tenant AND l.id = ANY (v_ids)
+          AND (redo.loan_id IS NOT NULL OR l.accrued_through IS NULL OR l.accrued_through < v_run.accrual_date)
+    ), known AS MATERIALIZED (
+        SELECT d.day, t.said, hashtextextended(concat_ws(' ', t.said), 0) AS hash
+        FROM (SELECT accrued_through AS day FROM seen UNION SELECT through FROM seen) d
+        CROSS JOIN LATERAL public.terms_known(v_terms, d.day) t (said)
+    ), step AS MATERIALIZED (
+        -- What a minor unit has earned since the last time: the same for most loans. Of the opening it takes nothing but whether
+        -- 30_360 counts it as a 30th.
+        SELECT s.accrued_through, s.through, extract(day FROM s.opened_on) >= 30 AS late, coalesce(s.rate, -1) AS rate,
+               coalesce(s.convention, '') AS convention, public.interest_between(
+                   v_terms, min(s.opened_on), s.accrued_through, s.through, s.rate, s.convention) AS earned
+        FROM seen s WHERE s.accrued_through IS NOT NULL
+        GROUP BY s.accrued_through, s.through, extract(day FROM s.opened_on) >= 30, s.rate, s.convention
+    ), counted AS MATERIALIZED (
+        SELECT s.*, CASE WHEN s.own_said IS NULL THEN now_known.hash
+                         ELSE hashtextextended(concat_ws(' ', now_known.said, s.own_said), 0) END AS terms_now,
+               CASE
+                WHEN s.redone OR s.accrued_terms IS NULL OR s.accrued_terms <>
+                     CASE WHEN s.own_said IS NULL THEN known.hash ELSE hashtextextended(concat_ws(' ', known.said, s.own_said), 0) END
+                    THEN public.interest_onward(
+                        v_tenant, s.id, s.opened_on,
+                        CASE WHEN s.has_terms OR s.has_pauses
+                             THEN public.interest_terms(v_tenant, v_run.program_id, s.id, v_run.accrual_date) ELSE v_terms END,
+                        NULL, NULL, 0, s.opened_on, 0, s.through, s.version, NULL)
+                WHEN s.version = s.accrued_version AND NOT s.has_pauses AND (s.latest <= s.accrued_through) IS NOT FALSE
+                    THEN s.interest_exact + s.principal_minor * step.earned
+                ELSE public.interest_onward(
+                    v_tenant, s.id, s.opened_on,
+                    CASE WHEN s.has_terms OR s.has_pauses
+                         THEN public.interest_terms(v_tenant, v_run.program_id, s.id, NULL) ELSE v_terms END, NULL, NULL,
+                    s.interest_exact, s.accrued_through, s.accrued_version, s.through, s.version, s.principal_minor) END AS exact
+        FROM seen s
+        JOIN known now_known ON now_known.day = s.through
+        LEFT JOIN known ON known.day = s.accrued_through
+        LEFT JOIN step ON step.accrued_through = s.accrued_through AND step.through = s.through
+            AND step.late = (extract(day FROM s.opened_on) >= 30) AND step.rate = coalesce(s.rate, -1)
+            AND step.convention = coalesce(s.convention, '')
+    ), due AS MATERIALIZED (
+        -- What is to be posted for each loan: NULL where nothing can be, and where nothing need be (the fault is ''), because a
+        -- date that was reversed and has nothing to accrue stays as it is.
+        SELECT c.id, c.borrower_id, c.currency, c.version, c.opened_on, c.accrued_through, c.through, c.reversed_revision,
+               c.redo_since, c.has_interest, c.exact, f.fault,
+               CASE WHEN c.last_effective_at <= v_run.accrual_date THEN c.terms_now END AS terms_after,
+               CASE WHEN f.fault IS NULL THEN m.minor::bigint END AS minor,
+               -- A correction takes back what interest holds on every date from this one on; the rest is the borrower's.
+               CASE WHEN f.fault IS NOT NULL OR m.minor >= 0 THEN 0
+                    WHEN c.last_effective_at <= v_run.accrual_date THEN least(-m.minor, c.interest_minor)::bigint
+                    ELSE least(-m.minor, c.interest_minor, public.least_balance(
+                        v_tenant, c.id, c_interest, v_run.accrual_date))::bigint END AS taken
+        FROM counted c
+        CROSS JOIN LATERAL (SELECT public.minor_units(c.exact) - c.interest_posted_minor AS minor OFFSET 0) m
+        CROSS JOIN LATERAL (SELECT CASE
+            WHEN m.minor IS NULL THEN 'no_terms'
+            WHEN abs(m.minor) > 9223372036854775807 OR abs(m.minor + c.interest_posted_minor) > 9223372036854775807
+              OR m.minor + c.interest_minor > 9223372036854775807 THEN 'amount_out_of_range'
+            WHEN c.redone AND m.minor = 0 THEN '' END AS fault OFFSET 0) f
+    ), line AS MATERIALIZED (
+        SELECT row_number() OVER (ORDER BY l.loan_id, l.part)::smallint AS sequence, l.*
+        FROM (
+            SELECT 1 AS part, d.id AS loan_id, d.borrower_id, d.currency, d.version + 1 AS version, d.has_interest,
+                   CASE WHEN d.minor > 0 THEN c_interest ELSE c_income END AS account_code, 'DR' AS direction,
+                   abs(d.minor) AS amount_minor
+            FROM due d WHERE d.minor <> 0
+            UNION ALL
+            SELECT 2, d.id, d.borrower_id, d.currency, d.version + 1, d.has_interest,
+                   CASE WHEN d.minor > 0 THEN c_income ELSE c_interest END, 'CR', CASE WHEN d.minor > 0 THEN d.minor ELSE d.taken END
+            FROM due d WHERE d.minor > 0 OR d.taken > 0
+            UNION ALL
+            SELECT 3, d.id, d.borrower_id, d.currency, d.version + 1, d.has_interest, c_suspense, 'CR', -d.minor - d.taken
+            FROM due d WHERE -d.minor > d.taken) l
+    ), header AS (
+        INSERT INTO public.journal_entry (
+            tenant_id, id, event_type, loan_id, effective_at, posted_at, correlation_id, line_count, facts, document, content_hash)
+        SELECT v_tenant, v_id, 'accrual', e.loan_id, v_run.accrual_date, v_posted_at, v_run.correlation_id,
+               e.lines, jsonb_build_object('accrual_run_id', v_run.id, 'program_id', v_run.program_id), e.document,
+               sha256(convert_to(e.document, 'UTF8'))
+        FROM (SELECT count(*) AS lines, CASE WHEN count(*) < 4 THEN (SELECT o.loan_id FROM line o LIMIT 1) END AS loan_id,
+                     v_head || string_agg(concat(
+                         '{"account_code":"', account_code, '","amount_minor":"', amount_minor, '","borrower_id":"', borrower_id,
+                         '","currency":"', currency, '","direction":"', direction, '","layer":"SETTLED","loan_id":"', loan_id,
+                         '","sequence":', sequence, '}'), ',' ORDER BY sequence) || v_tail AS document
+              FROM line) e
+        WHERE e.lines > 0
+    ), lines AS (
+        INSERT INTO public.journal_line (
+            tenant_id, entry_id, sequence, account_code, direction, amount_minor, currency, layer, loan_id, borrower_id,
+            loan_version, effective_at)
+        SELECT v_tenant, v_id, sequence, account_code, direction, amount_minor, currency, 'SETTLED', loan_id, borrower_id, version,
+               v_run.accrual_date
+        FROM line
+    ), message AS (
+        INSERT INTO public.outbox_message (tenant_id, entry_id) SELECT v_tenant, v_id WHERE EXISTS (SELECT FROM line)
+    ), guard AS (
+        INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor, since)
+        SELECT v_tenant, id, v_run.accrual_date,
+               -- In the client's time the date may have been accrued and reversed, too.
+               CASE WHEN reversed_revision IS NOT NULL THEN reversed_revision + 1
+                    WHEN v_by_client THEN (SELECT coalesce(max(x.revision) + 1, 0) FROM public.loan_accrual x
+                                           WHERE x.tenant_id = v_tenant AND x.loan_id = d.id AND x.accrual_date = v_run.accrual_date)
+                    ELSE 0 END, v_id, minor,
+               coalesce(redo_since, accrued_through, opened_on)
+        FROM due d WHERE d.minor <> 0
+    ), balance AS (
+        UPDATE public.loan_balance b
+        SET balance_minor = b.balance_minor
+                            + CASE WHEN (l.direction = 'DR') = (l.account_code = c_interest) THEN l.amount_minor ELSE -l.amount_minor END
+        FROM line l
+        WHERE l.account_code <> c_income AND b.tenant_id = v_tenant AND b.loan_id = l.loan_id AND b.loan_id > v_first
+          AND b.loan_id <= v_last AND b.account_code = l.account_code AND b.layer = 'SETTLED'
+    ), new_balance AS (
+        INSERT INTO public.loan_balance (tenant_id, loan_id, account_code, layer, currency, balance_minor, floored)
+        SELECT v_tenant, l.loan_id, l.account_code, 'SETTLED', l.currency, l.amount_minor, true
+        FROM line l
+        WHERE CASE l.account_code WHEN c_interest THEN NOT l.has_interest WHEN c_suspense THEN true ELSE false END
+          AND NOT EXISTS (SELECT FROM public.loan_balance b
+                          WHERE b.tenant_id = v_tenant AND b.loan_id = l.loan_id AND b.account_code = l.account_code
+                            AND b.layer = 'SETTLED' OFFSET 0)
+    ), loan AS (
+        UPDATE public.loan l
+        SET version = m.version + (m.minor <> 0)::int,
+            last_effective_at = CASE WHEN m.minor <> 0 THEN greatest(l.last_effective_at, v_run.accrual_date)
+                                     ELSE l.last_effective_at END,
+            last_posted_at = CASE WHEN m.minor <> 0 THEN v_posted_at ELSE l.last_posted_at END,
+            accrued_through = m.through, accrued_version = m.version + (m.minor <> 0)::int, accrued_terms = m.terms_after,
+            interest_exact = m.exact, interest_posted_minor = l.interest_posted_minor + m.minor
+        FROM due m
+        WHERE l.tenant_id = v_tenant AND l.id = m.id AND l.id > v_first AND l.id <= v_last AND m.minor IS NOT NULL
+    ), fault AS (
+        INSERT INTO public.accrual_exception (tenant_id, run_id, loan_id, code, detail)
+        SELECT v_tenant, p_run, d.id, d.fault,
+               CASE d.fault WHEN 'no_terms' THEN 'No rate or day count is in force on some day since ' || d.opened_on || '.'
+                            ELSE 'The interest would leave the range of a 64-bit integer.' END
+        FROM due d WHERE d.fault <> ''
+    )
+    SELECT count(*), count(*) FILTER (WHERE d.minor <> 0), count(*) FILTER (WHERE d.fault <> ''), coalesce(sum(d.minor), 0)
+    FROM due d
+    INTO visited, accrued, excepted, v_total;
+
+    UPDATE public.accrual_chunk c
+    SET done_at = clock_timestamp(), accrued_count = c.accrued_count + accrued, total_minor = c.total_minor + v_total,
+        loan_count = (SELECT count(*) FROM public.loan l
+                      WHERE l.tenant_id = v_tenant AND l.program_id = v_run.program_id AND l.id > v_first AND l.id <= v_last
+                        AND l.opened_on < v_run.accrual_date)
+    WHERE c.tenant_id = v_tenant AND c.run_id = p_run AND c.number = v_chunk.number;
+END $$;
+
+
+--
+-- Name: bank_match_line_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.bank_match_line_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM (SELECT DISTINCT tenant_id, match_id FROM new_line) l
+               CROSS JOIN LATERAL (SELECT FROM public.bank_match m
+                                   WHERE m.tenant_id = l.tenant_id AND m.id = l.match_id OFFSET 0) m) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP012', CONSTRAINT = 'bank_match_sealed', MESSAGE = 'a match takes no more lines';
+    END IF;
+    RETURN NULL;
+END $$;
+
+
+--
+-- Name: bank_match_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.bank_match_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    bad record;
+BEGIN
+    SELECT side.id, sum(side.bank) AS bank, sum(side.ledger) AS ledger INTO bad
+    FROM (
+        -- A row for the match itself, so that one without any line is seen.
+        SELECT n.id, 0::bigint AS bank, 0::bigint AS ledger, 0 AS lines, true AS own FROM new_match n
+        UNION ALL
+        SELECT n.id, l.amount_minor, 0, 1, l.bank_account_ref IS NOT DISTINCT FROM n.bank_account_ref
+        FROM new_match n
+        JOIN public.bank_match_statement_line x ON x.tenant_id = n.tenant_id AND x.match_id = n.id
+        LEFT JOIN LATERAL (
+            SELECT l.amount_minor, s.bank_account_ref
+            FROM public.bank_statement_line l
+            JOIN public.bank_statement s ON s.tenant_id = l.tenant_id AND s.id = l.statement_id
+            WHERE l.tenant_id = x.tenant_id AND l.statement_id = x.statement_id AND l.number = x.number OFFSET 0) l ON true
+        UNION ALL
+        SELECT n.id, 0, x.amount_minor, 1, l.own IS NOT DISTINCT FROM true
+        FROM new_match n
+        JOIN public.bank_match_journal_line x ON x.tenant_id = n.tenant_id AND x.match_id = n.id
+        LEFT JOIN LATERAL (
+            SELECT x.bank_account_ref = n.bank_account_ref AND x.counted_on = n.counted_on
+                   AND l.account_code = a.account_code AND l.currency = a.currency AND l.layer = 'SETTLED'
+                   AND l.effective_at = x.effective_at
+                   AND x.amount_minor = CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END AS own
+            FROM public.journal_line l
+            JOIN public.bank_account a ON a.tenant_id = l.tenant_id AND a.ref = n.bank_account_ref
+            WHERE l.tenant_id = x.tenant_id AND l.entry_id = x.entry_id AND l.sequence = x.sequence OFFSET 0) l ON true) side
+    GROUP BY side.id
+    HAVING sum(side.bank) IS DISTINCT FROM sum(side.ledger) OR sum(side.lines) < 2 OR NOT bool_and(side.own)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP012', CONSTRAINT = 'bank_match_balances',
+            MESSAGE = format('match %s: %s of the bank and %s of the books, or a line of another account', bad.id, bad.bank, bad.ledger);
+    END IF;
+    RETURN NULL;
+END $$;
+
+
+--
+-- Name: bank_statement_line_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.bank_statement_line_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF EXISTS (SELECT FROM (SELECT DISTINCT tenant_id, statement_id FROM new_line) l
+               JOIN public.bank_statement s ON s.tenant_id = l.tenant_id AND s.id = l.statement_id) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP011', CONSTRAINT = 'bank_statement_line_sealed',
+            MESSAGE = 'a statement takes no more lines';
+    END IF;
+    RETURN NULL;
+END $$;
+
+
+--
+-- Name: bank_statement_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.bank_statement_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    found record;
+BEGIN
+    SELECT count(*) AS lines, coalesce(sum(l.amount_minor), 0) AS net, coalesce(min(l.number), 1) AS first,
+           coalesce(max(l.number), 0) AS last
+    INTO found
+    FROM public.bank_statement_line l WHERE l.tenant_id = NEW.tenant_id AND l.statement_id = NEW.id;
+    IF (found.lines, found.first, found.last::bigint) IS DISTINCT FROM (NEW.line_count::bigint, 1, NEW.line_count::bigint)
+       OR NEW.opening_balance_minor + found.net IS DISTINCT FROM NEW.closing_balance_minor::numeric THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP011', CONSTRAINT = 'bank_statement_adds_up',
+            MESSAGE = format('statement %s: opening balance and lines are not the closing balance, or a line is missing', NEW.id);
+    END IF;
+    RETURN NULL;
+END $$;
+
+
+--
+-- Name: days_in_leap_years(date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.days_in_leap_years(day date) RETURNS integer
+    LANGUAGE sql IMMUTABLE
+    RETURN ((366 * (((((EXTRACT(year FROM day))::integer - 1) / 4) - (((EXTRACT(year FROM day))::integer - 1) / 100)) + (((EXTRACT(year FROM day))::integer - 1) / 400))) + CASE WHEN ((((EXTRACT(year FROM day))::integer % 4) = 0) AND ((((EXTRACT(year FROM day))::integer % 100) <> 0) OR (((EXTRACT(year FROM day))::integer % 400) = 0))) THEN ((EXTRACT(doy FROM day))::integer - 1) ELSE 0 END);
+
+
+--
+-- Name: interest_between(public.interest_term[], date, date, date, integer, text); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.interest_between(p_terms public.interest_term[], p_opened date, p_start date, p_stop date, p_rate integer, p_convention text) RETURNS numeric
+    LANGUAGE plpgsql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+DECLARE
+    v_first date := greatest(least(p_start, p_stop), p_opened);
+    v_last date := greatest(p_start, p_stop, p_opened);
+    v_total numeric := 0;
+    term public.interest_term;
+BEGIN
+    FOREACH term IN ARRAY p_terms LOOP
+        CONTINUE WHEN term.until <= v_first;
+        EXIT WHEN term.since >= v_last;
+        IF term.accrues IS NULL OR (p_rate IS NULL AND term.annual_rate_bps IS NULL) THEN
+            RETURN NULL;
+        END IF;
+        CONTINUE WHEN NOT term.accrues;
+        v_total := v_total + coalesce(p_rate, term.annual_rate_bps)::numeric * (
+            public.year_fraction(coalesce(p_convention, term.convention), p_opened, least(term.until, v_last))
+            - public.year_fraction(coalesce(p_convention, term.convention), p_opened, greatest(term.since, v_first)));
+    END LOOP;
+    RETURN CASE WHEN p_stop < p_start THEN -v_total ELSE v_total END;
+END $$;
+
+
+--
+-- Name: interest_onward(uuid, uuid, date, public.interest_term[], integer, text, numeric, date, bigint, date, bigint, numeric); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric) RETURNS numeric
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+DECLARE
+    v_exact numeric := p_exact;
+    v_earned numeric := public.interest_between(p_terms, p_opened, p_start, p_stop, p_rate, p_convention);
+    v_principal numeric := 0;
+    v_move record;
+BEGIN
+    IF v_earned IS NULL OR (v_earned = 0 AND p_version = 0) THEN
+        RETURN v_exact + v_earned;
+    END IF;
+    FOR v_move IN
+        SELECT least(j.effective_at, p_stop) AS day,
+               sum(CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END) AS net
+        FROM public.journal_line j
+        WHERE j.tenant_id = p_tenant AND j.loan_id = p_loan AND j.loan_version > p_version AND j.loan_version <= p_upto
+          AND j.layer = 'SETTLED'
+          AND j.account_code = (SELECT a.code FROM public.gl_account a WHERE a.tenant_id = p_tenant AND a.role = 'principal')
+        GROUP BY 1
+    LOOP
+        v_principal := v_principal + v_move.net;
+        v_exact := v_exact + v_move.net * public.interest_between(p_terms, p_opened, v_move.day, p_start, p_rate, p_convention);
+    END LOOP;
+    RETURN v_exact + coalesce(p_principal, v_principal) * v_earned;
+END $$;
+
+
+--
+-- Name: interest_terms(uuid, uuid, uuid, date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date) RETURNS public.interest_term[]
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    WITH program AS (
+        SELECT t.id, t.effective_at, t.annual_rate_bps, t.accrual_mode
+        FROM public.program_terms t WHERE t.tenant_id = p_tenant AND t.program_id = p_program
+    ), own AS (
+        SELECT t.id, t.effective_at, t.annual_rate_bps, t.day_count_convention
+        FROM public.loan_terms t
+        WHERE t.tenant_id = p_tenant AND t.loan_id = p_loan
+          AND NOT EXISTS (SELECT FROM public.journal_entry r WHERE r.tenant_id = t.tenant_id AND r.reverses_entry_id = t.entry_id)
+    ), pause AS (
+        SELECT p.from_date - 1 AS since, coalesce(p.to_date, 'infinity') AS until
+        FROM public.accrual_pauses(p_tenant, p_loan, p_loan, p_redo) p
+    ), point AS (
+        SELECT '-infinity'::date AS since
+        UNION SELECT effective_at FROM program
+        UNION SELECT effective_at - 1 FROM program  -- The mode of a date is about the day before it.
+        UNION SELECT effective_at FROM own
+        UNION SELECT since FROM pause
+        UNION SELECT until FROM pause WHERE isfinite(until)
+    ), term AS (
+        SELECT s.since,
+               (SELECT t.accrual_mode = 'engine' FROM program t WHERE t.effective_at <= s.since + 1
+                ORDER BY t.effective_at DESC, t.id DESC LIMIT 1)
+               AND NOT EXISTS (SELECT FROM pause p WHERE p.since <= s.since AND s.since < p.until) AS accrues,
+               coalesce((SELECT t.annual_rate_bps FROM own t
+                         WHERE t.effective_at <= s.since AND t.annual_rate_bps IS NOT NULL
+                         ORDER BY t.effective_at DESC, t.id DESC LIMIT 1),
+                        (SELECT t.annual_rate_bps FROM program t WHERE t.effective_at <= s.since
+                         ORDER BY t.effective_at DESC, t.id DESC LIMIT 1)) AS rate,
+               coalesce((SELECT t.day_count_convention FROM own t
+                         WHERE t.effective_at <= s.since AND t.day_count_convention IS NOT NULL
+                         ORDER BY t.effective_at DESC, t.id DESC LIMIT 1),
+                        (SELECT p.day_count_convention FROM public.program p
+                         WHERE p.tenant_id = p_tenant AND p.id = p_program)) AS convention
+        FROM point s
+    ), change AS (
+        SELECT *, row_number() OVER w > 1
+                  AND (accrues, rate, convention) IS NOT DISTINCT FROM (lag(accrues) OVER w, lag(rate) OVER w, lag(convention) OVER w)
+                  AS same
+        FROM term t WINDOW w AS (ORDER BY since)
+    )
+    SELECT array_agg(row (since, until, accrues, rate, convention)::public.interest_term ORDER BY since)
+    FROM (SELECT since, lead(since, 1, 'infinity') OVER (ORDER BY since) AS until, accrues, rate, convention
+          FROM change WHERE NOT same) c
+$$;
+
+
+--
 -- Name: journal_entry_form(); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -54,6 +594,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = fault,
             MESSAGE = format('entry %s violates %s', NEW.id, fault);
     END IF;
+    -- Here, where the document is still as it came: in the table it is compressed.
+    IF NEW.content_hash IS DISTINCT FROM sha256(convert_to(NEW.document, 'UTF8')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
+            MESSAGE = format('entry %s must come with the hash of its document', NEW.id);
+    END IF;
     RETURN NEW;
 END $$;
 
@@ -67,14 +612,13 @@ CREATE FUNCTION public.journal_entry_wall() RETURNS trigger
     AS $$
 BEGIN
     IF NEW.created_xid IS DISTINCT FROM pg_current_xact_id()
-       OR NEW.content_hash IS DISTINCT FROM sha256(convert_to(NEW.document, 'UTF8'))
        OR (NEW.posted_at BETWEEN transaction_timestamp() - interval '1 second'
                              AND clock_timestamp() + interval '1 second') IS NOT TRUE
        OR NOT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = NEW.tenant_id AND l.entry_id = NEW.id)
        OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = NEW.tenant_id)
     THEN
         RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
-            MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time', NEW.id);
+            MESSAGE = format('entry %s must come with its lines, this transaction''s id and the clock''s time', NEW.id);
     END IF;
     IF NEW.effective_at <= (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = NEW.tenant_id) THEN
         RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
@@ -118,8 +662,40 @@ DECLARE
     account record;
 BEGIN
     -- Nearly every statement brings one entry in one currency on one layer. When it is sound, one look says so; whatever
-    -- is not plainly sound is looked at in full below. FILTER counts what is true, so that NULL never passes.
-    SELECT l.tenant_id, l.entry_id, l.effective_at, l.currency, l.layer INTO one FROM new_line l LIMIT 1;
+    -- is not plainly sound is looked at in full below. FILTER counts what is true, so that NULL never passes. The many lines of
+    -- an accrual look each account and each loan up once; for a few it would cost more than it saves.
+    SELECT l.tenant_id, l.entry_id, l.effective_at, l.currency, l.layer, (SELECT count(*) FROM new_line) > 100 AS many
+    INTO one FROM new_line l LIMIT 1;
+    IF one.many THEN
+        SELECT e.created_xid = pg_current_xact_id() AND e.effective_at = one.effective_at AND e.line_count = l.lines
+               AND l.sound = l.lines AND l.first = 1 AND l.last = l.lines
+               AND l.net = 0 AND l.gross <= 2 * 9223372036854775807::numeric
+               AND NOT EXISTS (
+                   SELECT FROM (SELECT DISTINCT account_code, loan_id IS NOT NULL AS has_loan FROM new_line) n
+                   WHERE NOT EXISTS (SELECT FROM public.gl_account a
+                                     WHERE a.tenant_id = one.tenant_id AND a.code = n.account_code AND a.closed_at IS NULL
+                                       AND (n.has_loan OR NOT a.per_loan) OFFSET 0))
+               AND NOT EXISTS (
+                   SELECT FROM (SELECT DISTINCT loan_id, borrower_id FROM new_line WHERE loan_id IS NOT NULL) n
+                   WHERE NOT EXISTS (SELECT FROM public.loan o
+                                     WHERE o.tenant_id = one.tenant_id AND o.id = n.loan_id
+                                       AND o.borrower_id = n.borrower_id AND o.currency = one.currency OFFSET 0))
+        INTO sound
+        FROM (
+            SELECT count(*) AS lines, min(l.sequence) AS first, max(l.sequence) AS last, sum(l.amount_minor) AS gross,
+                   sum(CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END) AS net,
+                   count(*) FILTER (
+                       WHERE l.tenant_id = one.tenant_id AND l.entry_id = one.entry_id AND l.effective_at = one.effective_at
+                         AND l.currency = one.currency AND l.layer = one.layer
+                         AND public.journal_line_fault(l.sequence, l.amount_minor, l.direction, l.layer, l.currency, l.loan_id,
+                                                       l.borrower_id, l.loan_version) IS NULL) AS sound
+            FROM new_line l) l,
+            public.journal_entry e
+        WHERE e.tenant_id = one.tenant_id AND e.id = one.entry_id;
+        IF sound THEN
+            RETURN NULL;
+        END IF;
+    END IF;
     SELECT e.created_xid = pg_current_xact_id() AND e.effective_at = one.effective_at AND e.line_count = l.lines
            AND l.sound = l.lines AND l.first = 1 AND l.last = l.lines
            AND l.net = 0 AND l.gross <= 2 * 9223372036854775807::numeric
@@ -218,6 +794,26 @@ END $$;
 
 
 --
+-- Name: least_balance(uuid, uuid, text, date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.least_balance(p_tenant uuid, p_loan uuid, p_account text, p_from date) RETURNS numeric
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT min(running) FROM (
+        SELECT j.effective_at, sum(sum(CASE j.direction WHEN a.normal_side THEN j.amount_minor ELSE -j.amount_minor END))
+                                   OVER (ORDER BY j.effective_at) AS running,
+               lead(j.effective_at) OVER (ORDER BY j.effective_at) AS next
+        FROM public.journal_line j
+        JOIN public.gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+        WHERE j.tenant_id = p_tenant AND j.loan_id = p_loan AND j.account_code = p_account AND j.layer = 'SETTLED'
+        GROUP BY j.effective_at) r
+    WHERE next IS NULL OR next > p_from
+$$;
+
+
+--
 -- Name: loan_accrual_wall(); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -225,20 +821,74 @@ CREATE FUNCTION public.loan_accrual_wall() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
 DECLARE
-    again record;
+    bad record;
 BEGIN
-    FOR again IN SELECT tenant_id, loan_id, accrual_date, revision FROM new_accrual WHERE revision <> 0 LOOP
-        PERFORM FROM public.loan_accrual p
-        WHERE p.tenant_id = again.tenant_id AND p.loan_id = again.loan_id AND p.accrual_date = again.accrual_date
-          AND p.revision = again.revision - 1
-          AND EXISTS (SELECT FROM public.journal_entry r
-                      WHERE r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id);
-        IF NOT FOUND THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
-                MESSAGE = format('loan %s has accrued for %s', again.loan_id, again.accrual_date);
-        END IF;
-    END LOOP;
+    SELECT n.loan_id, n.accrual_date, n.revision INTO bad
+    FROM new_accrual n
+    WHERE NOT EXISTS (SELECT FROM public.loan o WHERE o.tenant_id = n.tenant_id AND o.id = n.loan_id OFFSET 0)
+       OR (n.revision <> 0
+           AND NOT EXISTS (SELECT FROM public.loan_accrual p
+                           JOIN public.journal_entry r ON r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id
+                           WHERE p.tenant_id = n.tenant_id AND p.loan_id = n.loan_id AND p.accrual_date = n.accrual_date
+                             AND p.revision = n.revision - 1 OFFSET 0))
+    LIMIT 1;
+    IF FOUND AND bad.revision <> 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
+            MESSAGE = format('loan %s has accrued for %s', bad.loan_id, bad.accrual_date);
+    ELSIF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'loan_accrual_loan',
+            MESSAGE = format('there is no loan %s', bad.loan_id);
+    END IF;
+    SELECT n.entry_id INTO bad
+    FROM (SELECT DISTINCT tenant_id, entry_id, accrual_date FROM new_accrual) n
+    WHERE NOT EXISTS (SELECT FROM public.journal_entry e
+                      WHERE e.tenant_id = n.tenant_id AND e.id = n.entry_id AND e.event_type = 'accrual'
+                        AND e.effective_at = n.accrual_date AND e.created_xid = pg_current_xact_id() OFFSET 0)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
+            MESSAGE = format('entry %s is no accrual of that date that this transaction makes', bad.entry_id);
+    END IF;
     RETURN NULL;
+END $$;
+
+
+--
+-- Name: loan_interest(uuid, uuid, date, bigint); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint) RETURNS numeric
+    LANGUAGE sql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT public.interest_onward(
+        p_tenant, l.id, l.opened_on, public.interest_terms(p_tenant, l.program_id, l.id, NULL), NULL, NULL,
+        0, l.opened_on, 0, p_through, p_version, NULL)
+    FROM public.loan l WHERE l.tenant_id = p_tenant AND l.id = p_loan
+$$;
+
+
+--
+-- Name: minor_units(numeric); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.minor_units(exact numeric) RETURNS numeric
+    LANGUAGE plpgsql IMMUTABLE STRICT
+    AS $$
+DECLARE
+    small bigint;
+    whole numeric;
+BEGIN
+    IF exact BETWEEN -9000000000000000000 AND 9000000000000000000 THEN
+        small := exact;
+        RETURN small / 16030800000 + CASE
+            WHEN 2 * abs(small % 16030800000) > 16030800000
+              OR (2 * abs(small % 16030800000) = 16030800000 AND small / 16030800000 % 2 <> 0) THEN sign(small) ELSE 0 END;
+    END IF;
+    whole := div(exact, 16030800000);
+    RETURN whole + CASE
+        WHEN 2 * abs(exact - whole * 16030800000) > 16030800000
+          OR (2 * abs(exact - whole * 16030800000) = 16030800000 AND mod(whole, 2) <> 0) THEN sign(exact) ELSE 0 END;
 END $$;
 
 
@@ -384,6 +1034,22 @@ END $$;
 
 
 --
+-- Name: reconciliation_run_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.reconciliation_run_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF OLD.state IS DISTINCT FROM 'queued' THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP010', CONSTRAINT = 'reconciliation_run_once',
+            MESSAGE = format('run %s has been finished', OLD.id);
+    END IF;
+    RETURN NEW;
+END $$;
+
+
+--
 -- Name: record_posting(text, text, bytea, text); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -478,13 +1144,37 @@ BEGIN
 
         -- What the entry makes of its loans, when it is more than their balances: lent, ended, open again.
         IF v_extra ? 'loans' THEN
-            UPDATE public.loan l SET draws = m.draws, ended_as = m.ended_as
-            FROM jsonb_to_recordset(v_extra->'loans') AS m (loan_id uuid, draws int, ended_as text)
-            WHERE l.tenant_id = v_tenant AND l.id = m.loan_id;
+            -- One by one, too: at most two loans, and never a join.
+            FOR v_row IN
+                SELECT m.* FROM jsonb_to_recordset(v_extra->'loans') AS m (loan_id uuid, draws int, ended_as text, accrued_minor bigint)
+            LOOP
+                UPDATE public.loan
+                SET draws = v_row.draws, ended_as = v_row.ended_as,
+                    interest_posted_minor = interest_posted_minor + coalesce(v_row.accrued_minor, 0)
+                WHERE tenant_id = v_tenant AND id = v_row.loan_id;
+            END LOOP;
         END IF;
         IF (v_entry->>'event_type' = 'accrual') IS DISTINCT FROM (v_extra ? 'accruals') THEN
             RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
                 MESSAGE = 'an accrual, and nothing else, brings the dates that it uses up';
+        END IF;
+        IF v_entry->>'event_type' = 'reversal' THEN
+            -- An accrual of the engine gives its days back: they earn nothing until that date is accrued again.
+            WITH given_back AS (
+                SELECT x.loan_id, x.since, x.accrual_date, x.revision, x.interest_minor
+                FROM (SELECT DISTINCT (l->>'loan_id')::uuid AS loan_id FROM jsonb_array_elements(v_lines) AS l) named
+                CROSS JOIN (SELECT o.id, o.effective_at FROM public.journal_entry o
+                            WHERE o.tenant_id = v_tenant AND o.id = (v_entry->>'reverses_entry_id')::uuid OFFSET 0) o
+                JOIN public.loan_accrual x
+                    ON x.tenant_id = v_tenant AND x.loan_id = named.loan_id AND x.accrual_date = o.effective_at
+                       AND x.entry_id = o.id AND x.since IS NOT NULL
+            ), paused AS (
+                INSERT INTO public.accrual_pause (tenant_id, loan_id, from_date, to_date, reversed_revision, actor)
+                SELECT v_tenant, g.loan_id, g.since + 1, g.accrual_date, g.revision, v_entry->>'actor' FROM given_back g
+            )
+            UPDATE public.loan l SET interest_posted_minor = l.interest_posted_minor - g.interest_minor
+            FROM given_back g
+            WHERE l.tenant_id = v_tenant AND l.id = g.loan_id;
         END IF;
         IF v_extra ? 'accruals' THEN
             INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor)
@@ -522,6 +1212,19 @@ CREATE FUNCTION public.tenant_ids() RETURNS SETOF uuid
     SET search_path TO 'pg_catalog', 'pg_temp'
     AS $$
     SELECT t.id FROM public.tenant t ORDER BY t.created_at, t.id
+$$;
+
+
+--
+-- Name: terms_known(public.interest_term[], date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.terms_known(p_terms public.interest_term[], p_through date) RETURNS text
+    LANGUAGE sql IMMUTABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    AS $$
+    SELECT string_agg(concat_ws(' ', t.since, t.accrues, t.annual_rate_bps, t.convention), ',' ORDER BY t.since)
+    FROM unnest(p_terms) t WHERE t.since < p_through
 $$;
 
 
@@ -618,9 +1321,104 @@ BEGIN
 END $$;
 
 
+--
+-- Name: year_fraction(text, date, date); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.year_fraction(convention text, start date, stop date) RETURNS bigint
+    LANGUAGE sql IMMUTABLE
+    RETURN CASE convention WHEN 'ACT_365'::text THEN (((stop - start))::bigint * 4392) WHEN 'ACT_360'::text THEN (((stop - start))::bigint * 4453) WHEN 'ACT_ACT'::text THEN ((((stop - start))::bigint * 4392) - (12 * ((public.days_in_leap_years(stop) - public.days_in_leap_years(start)))::bigint)) WHEN '30_360'::text THEN (4453 * ((((((360)::numeric * (EXTRACT(year FROM stop) - EXTRACT(year FROM start))) + ((30)::numeric * (EXTRACT(month FROM stop) - EXTRACT(month FROM start)))) + CASE WHEN ((EXTRACT(day FROM stop) = (31)::numeric) AND (EXTRACT(day FROM start) >= (30)::numeric)) THEN (30)::numeric ELSE EXTRACT(day FROM stop) END) - LEAST(EXTRACT(day FROM start), (30)::numeric)))::bigint) ELSE NULL::bigint END;
+
+
 SET default_tablespace = '';
 
 SET default_table_access_method = heap;
+
+--
+-- Name: accrual_chunk; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.accrual_chunk (
+    tenant_id uuid NOT NULL,
+    run_id uuid NOT NULL,
+    number integer NOT NULL,
+    after_id uuid,
+    through_id uuid,
+    loan_count integer DEFAULT 0 NOT NULL,
+    accrued_count integer DEFAULT 0 NOT NULL,
+    total_minor numeric(40,0) DEFAULT 0 NOT NULL,
+    done_at timestamp with time zone
+);
+
+ALTER TABLE ONLY public.accrual_chunk FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: accrual_exception; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.accrual_exception (
+    tenant_id uuid NOT NULL,
+    run_id uuid NOT NULL,
+    loan_id uuid NOT NULL,
+    code text NOT NULL,
+    detail text NOT NULL
+);
+
+ALTER TABLE ONLY public.accrual_exception FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: accrual_pause; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.accrual_pause (
+    id bigint NOT NULL,
+    tenant_id uuid NOT NULL,
+    loan_id uuid NOT NULL,
+    from_date date NOT NULL,
+    to_date date,
+    reversed_revision smallint,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    actor text NOT NULL,
+    CONSTRAINT accrual_pause_dates CHECK ((((reversed_revision IS NULL) AND (to_date IS NULL)) OR (to_date >= from_date)))
+);
+
+ALTER TABLE ONLY public.accrual_pause FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: accrual_pause_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_pause ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (
+    SEQUENCE NAME public.accrual_pause_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+--
+-- Name: accrual_run; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.accrual_run (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    program_id uuid NOT NULL,
+    accrual_date date NOT NULL,
+    actor text NOT NULL,
+    correlation_id uuid NOT NULL,
+    requested_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone
+);
+
+ALTER TABLE ONLY public.accrual_run FORCE ROW LEVEL SECURITY;
+
 
 --
 -- Name: auth_group; Type: TABLE; Schema: public; Owner: -
@@ -778,6 +1576,126 @@ ALTER TABLE public.auth_user_user_permissions ALTER COLUMN id ADD GENERATED BY D
     NO MAXVALUE
     CACHE 1
 );
+
+
+--
+-- Name: bank_account; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_account (
+    tenant_id uuid NOT NULL,
+    ref text NOT NULL,
+    account_code text NOT NULL,
+    currency text NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL
+);
+
+ALTER TABLE ONLY public.bank_account FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_match; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_match (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    bank_account_ref text NOT NULL,
+    rule text NOT NULL,
+    counted_on date NOT NULL,
+    matched_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    actor text NOT NULL,
+    CONSTRAINT bank_match_rule CHECK ((rule = ANY (ARRAY['reference'::text, 'amount'::text, 'sum'::text, 'reversal'::text, 'decision'::text, 'adjustment'::text])))
+);
+
+ALTER TABLE ONLY public.bank_match FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_match_journal_line; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_match_journal_line (
+    tenant_id uuid NOT NULL,
+    entry_id uuid NOT NULL,
+    sequence smallint NOT NULL,
+    match_id uuid NOT NULL,
+    bank_account_ref text NOT NULL,
+    effective_at date NOT NULL,
+    counted_on date NOT NULL,
+    amount_minor bigint NOT NULL
+);
+
+ALTER TABLE ONLY public.bank_match_journal_line FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_match_statement_line; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_match_statement_line (
+    tenant_id uuid NOT NULL,
+    statement_id uuid NOT NULL,
+    number integer NOT NULL,
+    match_id uuid NOT NULL
+);
+
+ALTER TABLE ONLY public.bank_match_statement_line FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_statement; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_statement (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    bank_account_ref text NOT NULL,
+    format text NOT NULL,
+    file_hash bytea NOT NULL,
+    from_date date NOT NULL,
+    to_date date NOT NULL,
+    opening_balance_minor bigint NOT NULL,
+    closing_balance_minor bigint NOT NULL,
+    line_count integer NOT NULL,
+    imported_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    actor text NOT NULL,
+    CONSTRAINT bank_statement_dates CHECK ((from_date <= to_date)),
+    CONSTRAINT bank_statement_format CHECK ((format = ANY (ARRAY['camt053'::text, 'mt940'::text, 'bai2'::text, 'csv'::text])))
+);
+
+ALTER TABLE ONLY public.bank_statement FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_statement_answer; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_statement_answer (
+    tenant_id uuid NOT NULL,
+    statement_id uuid NOT NULL,
+    answer text NOT NULL
+);
+
+ALTER TABLE ONLY public.bank_statement_answer FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: bank_statement_line; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.bank_statement_line (
+    tenant_id uuid NOT NULL,
+    statement_id uuid NOT NULL,
+    number integer NOT NULL,
+    value_date date NOT NULL,
+    amount_minor bigint NOT NULL,
+    reference text,
+    description text,
+    CONSTRAINT bank_statement_line_amount CHECK ((NOT (amount_minor = 0)))
+);
+
+ALTER TABLE ONLY public.bank_statement_line FORCE ROW LEVEL SECURITY;
 
 
 --
@@ -1021,11 +1939,16 @@ CREATE TABLE public.loan (
     last_posted_at timestamp with time zone,
     draws integer DEFAULT 0 NOT NULL,
     ended_as text,
+    accrued_through date,
+    accrued_version bigint DEFAULT 0 NOT NULL,
+    accrued_terms bigint,
+    interest_exact numeric(60,0) DEFAULT 0 NOT NULL,
+    interest_posted_minor bigint DEFAULT 0 NOT NULL,
     CONSTRAINT loan_draws CHECK ((draws >= 0)),
     CONSTRAINT loan_ended_as CHECK ((ended_as = ANY (ARRAY['charged_off'::text, 'refinanced'::text]))),
     CONSTRAINT loan_limit CHECK ((principal_limit_minor > 0))
 )
-WITH (fillfactor='70');
+WITH (fillfactor='48');
 
 ALTER TABLE ONLY public.loan FORCE ROW LEVEL SECURITY;
 
@@ -1040,7 +1963,8 @@ CREATE TABLE public.loan_accrual (
     accrual_date date NOT NULL,
     revision smallint NOT NULL,
     entry_id uuid NOT NULL,
-    interest_minor bigint NOT NULL
+    interest_minor bigint NOT NULL,
+    since date
 );
 
 ALTER TABLE ONLY public.loan_accrual FORCE ROW LEVEL SECURITY;
@@ -1060,7 +1984,7 @@ CREATE TABLE public.loan_balance (
     floored boolean NOT NULL,
     CONSTRAINT loan_balance_not_below_zero CHECK (((NOT floored) OR (balance_minor >= 0)))
 )
-WITH (fillfactor='70');
+WITH (fillfactor='48');
 
 ALTER TABLE ONLY public.loan_balance FORCE ROW LEVEL SECURITY;
 
@@ -1347,6 +2271,80 @@ ALTER TABLE public.program_terms ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDE
 
 
 --
+-- Name: reconciliation_break; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.reconciliation_break (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    bank_account_ref text NOT NULL,
+    kind text NOT NULL,
+    amount_minor bigint NOT NULL,
+    difference_minor bigint NOT NULL,
+    value_date date NOT NULL,
+    counted_on date NOT NULL,
+    reference text,
+    statement_id uuid,
+    number integer,
+    entry_id uuid,
+    sequence smallint,
+    opened_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    CONSTRAINT reconciliation_break_amount CHECK ((amount_minor >= 0)),
+    CONSTRAINT reconciliation_break_bank_line CHECK ((((number IS NULL) AND (statement_id IS NULL)) OR ((number IS NOT NULL) AND (statement_id IS NOT NULL)))),
+    CONSTRAINT reconciliation_break_journal_line CHECK ((((entry_id IS NULL) AND (sequence IS NULL)) OR ((entry_id IS NOT NULL) AND (sequence IS NOT NULL)))),
+    CONSTRAINT reconciliation_break_kind CHECK ((kind = ANY (ARRAY['missing_in_ledger'::text, 'missing_at_bank'::text, 'amount_differs'::text, 'date_differs'::text, 'duplicate'::text])))
+);
+
+ALTER TABLE ONLY public.reconciliation_break FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: reconciliation_resolution; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.reconciliation_resolution (
+    tenant_id uuid NOT NULL,
+    break_id uuid NOT NULL,
+    action text NOT NULL,
+    reason text NOT NULL,
+    actor text NOT NULL,
+    match_id uuid,
+    entry_id uuid,
+    resolved_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    CONSTRAINT reconciliation_resolution_action CHECK ((action = ANY (ARRAY['match'::text, 'adjust'::text, 'explain'::text, 'superseded'::text]))),
+    CONSTRAINT reconciliation_resolution_adjusts CHECK (((NOT (action = 'adjust'::text)) OR (entry_id IS NOT NULL))),
+    CONSTRAINT reconciliation_resolution_says_why CHECK (((NOT (reason = ''::text)) AND (NOT (actor = ''::text))))
+);
+
+ALTER TABLE ONLY public.reconciliation_resolution FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: reconciliation_run; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.reconciliation_run (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    as_of_date date NOT NULL,
+    is_nightly boolean NOT NULL,
+    actor text NOT NULL,
+    requested_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    state text DEFAULT 'queued'::text NOT NULL,
+    started_at timestamp with time zone,
+    finished_at timestamp with time zone,
+    matched_count integer,
+    break_count integer,
+    mismatched_account_count integer,
+    detail text,
+    CONSTRAINT reconciliation_run_finished CHECK ((((finished_at IS NULL) AND (state = 'queued'::text)) OR ((finished_at IS NOT NULL) AND (started_at IS NOT NULL) AND (NOT (state = 'queued'::text))))),
+    CONSTRAINT reconciliation_run_state CHECK ((state = ANY (ARRAY['queued'::text, 'complete'::text, 'failed'::text])))
+);
+
+ALTER TABLE ONLY public.reconciliation_run FORCE ROW LEVEL SECURITY;
+
+
+--
 -- Name: tenant; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -1434,6 +2432,46 @@ CREATE TABLE public.webhook_event (
 );
 
 ALTER TABLE ONLY public.webhook_event FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: accrual_chunk accrual_chunk_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_chunk
+    ADD CONSTRAINT accrual_chunk_pkey PRIMARY KEY (tenant_id, run_id, number);
+
+
+--
+-- Name: accrual_exception accrual_exception_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_exception
+    ADD CONSTRAINT accrual_exception_pkey PRIMARY KEY (tenant_id, run_id, loan_id);
+
+
+--
+-- Name: accrual_pause accrual_pause_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_pause
+    ADD CONSTRAINT accrual_pause_pkey PRIMARY KEY (tenant_id, loan_id, id);
+
+
+--
+-- Name: accrual_run accrual_run_one_per_program_and_date; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_run
+    ADD CONSTRAINT accrual_run_one_per_program_and_date UNIQUE (tenant_id, program_id, accrual_date);
+
+
+--
+-- Name: accrual_run accrual_run_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_run
+    ADD CONSTRAINT accrual_run_pkey PRIMARY KEY (tenant_id, id);
 
 
 --
@@ -1530,6 +2568,70 @@ ALTER TABLE ONLY public.auth_user_user_permissions
 
 ALTER TABLE ONLY public.auth_user
     ADD CONSTRAINT auth_user_username_key UNIQUE (username);
+
+
+--
+-- Name: bank_account bank_account_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_account
+    ADD CONSTRAINT bank_account_pkey PRIMARY KEY (tenant_id, ref);
+
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_journal_line
+    ADD CONSTRAINT bank_match_journal_line_pkey PRIMARY KEY (tenant_id, entry_id, sequence);
+
+
+--
+-- Name: bank_match bank_match_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match
+    ADD CONSTRAINT bank_match_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_statement_line
+    ADD CONSTRAINT bank_match_statement_line_pkey PRIMARY KEY (tenant_id, statement_id, number);
+
+
+--
+-- Name: bank_statement_answer bank_statement_answer_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement_answer
+    ADD CONSTRAINT bank_statement_answer_pkey PRIMARY KEY (tenant_id, statement_id);
+
+
+--
+-- Name: bank_statement bank_statement_imported_once; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement
+    ADD CONSTRAINT bank_statement_imported_once UNIQUE (tenant_id, bank_account_ref, file_hash);
+
+
+--
+-- Name: bank_statement_line bank_statement_line_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement_line
+    ADD CONSTRAINT bank_statement_line_pkey PRIMARY KEY (tenant_id, statement_id, number);
+
+
+--
+-- Name: bank_statement bank_statement_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement
+    ADD CONSTRAINT bank_statement_pkey PRIMARY KEY (tenant_id, id);
 
 
 --
@@ -1797,6 +2899,30 @@ ALTER TABLE ONLY public.program_terms
 
 
 --
+-- Name: reconciliation_break reconciliation_break_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_break
+    ADD CONSTRAINT reconciliation_break_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_resolution
+    ADD CONSTRAINT reconciliation_resolution_pkey PRIMARY KEY (tenant_id, break_id);
+
+
+--
+-- Name: reconciliation_run reconciliation_run_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_run
+    ADD CONSTRAINT reconciliation_run_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
 -- Name: tenant tenant_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -1842,6 +2968,13 @@ ALTER TABLE ONLY public.webhook_event
 
 ALTER TABLE ONLY public.webhook_event
     ADD CONSTRAINT webhook_event_pkey PRIMARY KEY (tenant_id, sequence);
+
+
+--
+-- Name: accrual_run_unfinished; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX accrual_run_unfinished ON public.accrual_run USING btree (tenant_id, requested_at) WHERE (finished_at IS NULL);
 
 
 --
@@ -1905,6 +3038,41 @@ CREATE INDEX auth_user_user_permissions_user_id_a95ead1b ON public.auth_user_use
 --
 
 CREATE INDEX auth_user_username_6821ab7c_like ON public.auth_user USING btree (username varchar_pattern_ops);
+
+
+--
+-- Name: bank_match_journal_line_across; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_match_journal_line_across ON public.bank_match_journal_line USING btree (tenant_id, bank_account_ref, counted_on) WHERE (effective_at > counted_on);
+
+
+--
+-- Name: bank_match_journal_line_later; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_match_journal_line_later ON public.bank_match_journal_line USING btree (tenant_id, bank_account_ref, counted_on);
+
+
+--
+-- Name: bank_match_journal_line_of; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_match_journal_line_of ON public.bank_match_journal_line USING btree (tenant_id, match_id);
+
+
+--
+-- Name: bank_match_statement_line_of; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_match_statement_line_of ON public.bank_match_statement_line USING btree (tenant_id, match_id);
+
+
+--
+-- Name: bank_statement_latest; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX bank_statement_latest ON public.bank_statement USING btree (tenant_id, bank_account_ref, to_date);
 
 
 --
@@ -2125,6 +3293,41 @@ CREATE INDEX oauth2_provider_refreshtoken_user_id_da837fce ON public.oauth2_prov
 
 
 --
+-- Name: reconciliation_break_account; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_break_account ON public.reconciliation_break USING btree (tenant_id, bank_account_ref);
+
+
+--
+-- Name: reconciliation_break_listed; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_break_listed ON public.reconciliation_break USING btree (tenant_id, value_date, id);
+
+
+--
+-- Name: reconciliation_run_listed; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_run_listed ON public.reconciliation_run USING btree (tenant_id, requested_at, id);
+
+
+--
+-- Name: reconciliation_run_one_a_night; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE UNIQUE INDEX reconciliation_run_one_a_night ON public.reconciliation_run USING btree (tenant_id, as_of_date) WHERE is_nightly;
+
+
+--
+-- Name: reconciliation_run_queued; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_run_queued ON public.reconciliation_run USING btree (tenant_id, requested_at) WHERE (state = 'queued'::text);
+
+
+--
 -- Name: webhook_delivery_due; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -2150,6 +3353,159 @@ CREATE INDEX webhook_delivery_undelivered ON public.webhook_delivery USING btree
 --
 
 CREATE INDEX webhook_event_by_time ON public.webhook_event USING btree (tenant_id, occurred_at);
+
+
+--
+-- Name: accrual_chunk accrual_chunk_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_chunk_identity BEFORE UPDATE OF tenant_id, run_id, number, after_id ON public.accrual_chunk FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_chunk ENABLE ALWAYS TRIGGER accrual_chunk_identity;
+
+
+--
+-- Name: accrual_chunk accrual_chunk_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_chunk_never_goes BEFORE DELETE OR TRUNCATE ON public.accrual_chunk FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_chunk ENABLE ALWAYS TRIGGER accrual_chunk_never_goes;
+
+
+--
+-- Name: accrual_pause accrual_pause_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_pause_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.accrual_pause FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_pause ENABLE ALWAYS TRIGGER accrual_pause_append_only;
+
+
+--
+-- Name: accrual_run accrual_run_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_run_identity BEFORE UPDATE OF tenant_id, id, program_id, accrual_date, requested_at ON public.accrual_run FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_run ENABLE ALWAYS TRIGGER accrual_run_identity;
+
+
+--
+-- Name: accrual_run accrual_run_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER accrual_run_never_goes BEFORE DELETE OR TRUNCATE ON public.accrual_run FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.accrual_run ENABLE ALWAYS TRIGGER accrual_run_never_goes;
+
+
+--
+-- Name: bank_account bank_account_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_account_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_account FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_account ENABLE ALWAYS TRIGGER bank_account_append_only;
+
+
+--
+-- Name: bank_match bank_match_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_match FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_match ENABLE ALWAYS TRIGGER bank_match_append_only;
+
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_journal_line_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_match_journal_line FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_match_journal_line ENABLE ALWAYS TRIGGER bank_match_journal_line_append_only;
+
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_journal_line_wall AFTER INSERT ON public.bank_match_journal_line REFERENCING NEW TABLE AS new_line FOR EACH STATEMENT EXECUTE FUNCTION public.bank_match_line_wall();
+
+ALTER TABLE public.bank_match_journal_line ENABLE ALWAYS TRIGGER bank_match_journal_line_wall;
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_statement_line_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_match_statement_line FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_match_statement_line ENABLE ALWAYS TRIGGER bank_match_statement_line_append_only;
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_statement_line_wall AFTER INSERT ON public.bank_match_statement_line REFERENCING NEW TABLE AS new_line FOR EACH STATEMENT EXECUTE FUNCTION public.bank_match_line_wall();
+
+ALTER TABLE public.bank_match_statement_line ENABLE ALWAYS TRIGGER bank_match_statement_line_wall;
+
+
+--
+-- Name: bank_match bank_match_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_match_wall AFTER INSERT ON public.bank_match REFERENCING NEW TABLE AS new_match FOR EACH STATEMENT EXECUTE FUNCTION public.bank_match_wall();
+
+ALTER TABLE public.bank_match ENABLE ALWAYS TRIGGER bank_match_wall;
+
+
+--
+-- Name: bank_statement_answer bank_statement_answer_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_answer_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_statement_answer FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_statement_answer ENABLE ALWAYS TRIGGER bank_statement_answer_append_only;
+
+
+--
+-- Name: bank_statement bank_statement_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_statement FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_statement ENABLE ALWAYS TRIGGER bank_statement_append_only;
+
+
+--
+-- Name: bank_statement_line bank_statement_line_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_line_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.bank_statement_line FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.bank_statement_line ENABLE ALWAYS TRIGGER bank_statement_line_append_only;
+
+
+--
+-- Name: bank_statement_line bank_statement_line_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_line_wall AFTER INSERT ON public.bank_statement_line REFERENCING NEW TABLE AS new_line FOR EACH STATEMENT EXECUTE FUNCTION public.bank_statement_line_wall();
+
+ALTER TABLE public.bank_statement_line ENABLE ALWAYS TRIGGER bank_statement_line_wall;
+
+
+--
+-- Name: bank_statement bank_statement_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER bank_statement_wall AFTER INSERT ON public.bank_statement FOR EACH ROW EXECUTE FUNCTION public.bank_statement_wall();
+
+ALTER TABLE public.bank_statement ENABLE ALWAYS TRIGGER bank_statement_wall;
 
 
 --
@@ -2333,6 +3689,51 @@ ALTER TABLE public.program_terms ENABLE ALWAYS TRIGGER program_terms_append_only
 
 
 --
+-- Name: reconciliation_break reconciliation_break_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_break_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.reconciliation_break FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_break ENABLE ALWAYS TRIGGER reconciliation_break_append_only;
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_resolution_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.reconciliation_resolution FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_resolution ENABLE ALWAYS TRIGGER reconciliation_resolution_append_only;
+
+
+--
+-- Name: reconciliation_run reconciliation_run_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_run_identity BEFORE UPDATE OF tenant_id, id, as_of_date, is_nightly, actor, requested_at ON public.reconciliation_run FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_run ENABLE ALWAYS TRIGGER reconciliation_run_identity;
+
+
+--
+-- Name: reconciliation_run reconciliation_run_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_run_never_goes BEFORE DELETE OR TRUNCATE ON public.reconciliation_run FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_run ENABLE ALWAYS TRIGGER reconciliation_run_never_goes;
+
+
+--
+-- Name: reconciliation_run reconciliation_run_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_run_wall BEFORE UPDATE ON public.reconciliation_run FOR EACH ROW EXECUTE FUNCTION public.reconciliation_run_wall();
+
+ALTER TABLE public.reconciliation_run ENABLE ALWAYS TRIGGER reconciliation_run_wall;
+
+
+--
 -- Name: tenant tenant_never_goes; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -2405,6 +3806,46 @@ ALTER TABLE public.webhook_event ENABLE ALWAYS TRIGGER webhook_event_wall;
 
 
 --
+-- Name: accrual_chunk accrual_chunk_run; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_chunk
+    ADD CONSTRAINT accrual_chunk_run FOREIGN KEY (tenant_id, run_id) REFERENCES public.accrual_run(tenant_id, id);
+
+
+--
+-- Name: accrual_exception accrual_exception_loan; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_exception
+    ADD CONSTRAINT accrual_exception_loan FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan(tenant_id, id);
+
+
+--
+-- Name: accrual_exception accrual_exception_run; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_exception
+    ADD CONSTRAINT accrual_exception_run FOREIGN KEY (tenant_id, run_id) REFERENCES public.accrual_run(tenant_id, id);
+
+
+--
+-- Name: accrual_pause accrual_pause_loan; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_pause
+    ADD CONSTRAINT accrual_pause_loan FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan(tenant_id, id);
+
+
+--
+-- Name: accrual_run accrual_run_program; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.accrual_run
+    ADD CONSTRAINT accrual_run_program FOREIGN KEY (tenant_id, program_id) REFERENCES public.program(tenant_id, id);
+
+
+--
 -- Name: auth_group_permissions auth_group_permissio_permission_id_84c5c92e_fk_auth_perm; Type: FK CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -2461,6 +3902,70 @@ ALTER TABLE ONLY public.auth_user_user_permissions
 
 
 --
+-- Name: bank_account bank_account_gl_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_account
+    ADD CONSTRAINT bank_account_gl_account FOREIGN KEY (tenant_id, account_code) REFERENCES public.gl_account(tenant_id, code);
+
+
+--
+-- Name: bank_match bank_match_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match
+    ADD CONSTRAINT bank_match_account FOREIGN KEY (tenant_id, bank_account_ref) REFERENCES public.bank_account(tenant_id, ref);
+
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_match; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_journal_line
+    ADD CONSTRAINT bank_match_journal_line_match FOREIGN KEY (tenant_id, match_id) REFERENCES public.bank_match(tenant_id, id) DEFERRABLE INITIALLY DEFERRED;
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_line; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_statement_line
+    ADD CONSTRAINT bank_match_statement_line_line FOREIGN KEY (tenant_id, statement_id, number) REFERENCES public.bank_statement_line(tenant_id, statement_id, number);
+
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_match; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_match_statement_line
+    ADD CONSTRAINT bank_match_statement_line_match FOREIGN KEY (tenant_id, match_id) REFERENCES public.bank_match(tenant_id, id) DEFERRABLE INITIALLY DEFERRED;
+
+
+--
+-- Name: bank_statement bank_statement_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement
+    ADD CONSTRAINT bank_statement_account FOREIGN KEY (tenant_id, bank_account_ref) REFERENCES public.bank_account(tenant_id, ref);
+
+
+--
+-- Name: bank_statement_answer bank_statement_answer_statement; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement_answer
+    ADD CONSTRAINT bank_statement_answer_statement FOREIGN KEY (tenant_id, statement_id) REFERENCES public.bank_statement(tenant_id, id);
+
+
+--
+-- Name: bank_statement_line bank_statement_line_statement; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.bank_statement_line
+    ADD CONSTRAINT bank_statement_line_statement FOREIGN KEY (tenant_id, statement_id) REFERENCES public.bank_statement(tenant_id, id) DEFERRABLE INITIALLY DEFERRED;
+
+
+--
 -- Name: django_admin_log django_admin_log_content_type_id_c4bce8eb_fk_django_co; Type: FK CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -2506,22 +4011,6 @@ ALTER TABLE ONLY public.journal_entry
 
 ALTER TABLE ONLY public.journal_entry
     ADD CONSTRAINT journal_entry_settles FOREIGN KEY (tenant_id, settles_entry_id) REFERENCES public.journal_entry(tenant_id, id);
-
-
---
--- Name: loan_accrual loan_accrual_entry; Type: FK CONSTRAINT; Schema: public; Owner: -
---
-
-ALTER TABLE ONLY public.loan_accrual
-    ADD CONSTRAINT loan_accrual_entry FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry(tenant_id, id);
-
-
---
--- Name: loan_accrual loan_accrual_loan; Type: FK CONSTRAINT; Schema: public; Owner: -
---
-
-ALTER TABLE ONLY public.loan_accrual
-    ADD CONSTRAINT loan_accrual_loan FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan(tenant_id, id);
 
 
 --
@@ -2677,6 +4166,62 @@ ALTER TABLE ONLY public.program_terms
 
 
 --
+-- Name: reconciliation_break reconciliation_break_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_break
+    ADD CONSTRAINT reconciliation_break_account FOREIGN KEY (tenant_id, bank_account_ref) REFERENCES public.bank_account(tenant_id, ref);
+
+
+--
+-- Name: reconciliation_break reconciliation_break_entry_line; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_break
+    ADD CONSTRAINT reconciliation_break_entry_line FOREIGN KEY (tenant_id, entry_id, sequence) REFERENCES public.journal_line(tenant_id, entry_id, sequence);
+
+
+--
+-- Name: reconciliation_break reconciliation_break_statement_line; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_break
+    ADD CONSTRAINT reconciliation_break_statement_line FOREIGN KEY (tenant_id, statement_id, number) REFERENCES public.bank_statement_line(tenant_id, statement_id, number);
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_break; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_resolution
+    ADD CONSTRAINT reconciliation_resolution_break FOREIGN KEY (tenant_id, break_id) REFERENCES public.reconciliation_break(tenant_id, id);
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_entry; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_resolution
+    ADD CONSTRAINT reconciliation_resolution_entry FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry(tenant_id, id);
+
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_match; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_resolution
+    ADD CONSTRAINT reconciliation_resolution_match FOREIGN KEY (tenant_id, match_id) REFERENCES public.bank_match(tenant_id, id);
+
+
+--
+-- Name: reconciliation_run reconciliation_run_tenant; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_run
+    ADD CONSTRAINT reconciliation_run_tenant FOREIGN KEY (tenant_id) REFERENCES public.tenant(id);
+
+
+--
 -- Name: webhook_delivery webhook_delivery_endpoint; Type: FK CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -2706,6 +4251,149 @@ ALTER TABLE ONLY public.webhook_endpoint
 
 ALTER TABLE ONLY public.webhook_event
     ADD CONSTRAINT webhook_event_message FOREIGN KEY (tenant_id, created_xid, entry_id) REFERENCES public.outbox_message(tenant_id, created_xid, entry_id);
+
+
+--
+-- Name: accrual_chunk; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_chunk ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: accrual_chunk accrual_chunk_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY accrual_chunk_tenant ON public.accrual_chunk USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: accrual_exception; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_exception ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: accrual_exception accrual_exception_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY accrual_exception_tenant ON public.accrual_exception USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: accrual_pause; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_pause ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: accrual_pause accrual_pause_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY accrual_pause_tenant ON public.accrual_pause USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: accrual_run; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.accrual_run ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: accrual_run accrual_run_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY accrual_run_tenant ON public.accrual_run USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_account; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_account ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_account bank_account_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_account_tenant ON public.bank_account USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_match; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_match ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_match_journal_line; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_match_journal_line ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_match_journal_line bank_match_journal_line_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_match_journal_line_tenant ON public.bank_match_journal_line USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_match_statement_line; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_match_statement_line ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_match_statement_line bank_match_statement_line_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_match_statement_line_tenant ON public.bank_match_statement_line USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_match bank_match_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_match_tenant ON public.bank_match USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_statement; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_statement ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_statement_answer; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_statement_answer ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_statement_answer bank_statement_answer_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_statement_answer_tenant ON public.bank_statement_answer USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_statement_line; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.bank_statement_line ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: bank_statement_line bank_statement_line_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_statement_line_tenant ON public.bank_statement_line USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: bank_statement bank_statement_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY bank_statement_tenant ON public.bank_statement USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
 
 
 --
@@ -2865,6 +4553,45 @@ CREATE POLICY program_terms_tenant ON public.program_terms USING ((tenant_id = (
 
 
 --
+-- Name: reconciliation_break; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.reconciliation_break ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: reconciliation_break reconciliation_break_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY reconciliation_break_tenant ON public.reconciliation_break USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: reconciliation_resolution; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.reconciliation_resolution ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: reconciliation_resolution reconciliation_resolution_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY reconciliation_resolution_tenant ON public.reconciliation_resolution USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: reconciliation_run; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.reconciliation_run ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: reconciliation_run reconciliation_run_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY reconciliation_run_tenant ON public.reconciliation_run USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: tenant; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -2933,6 +4660,57 @@ GRANT USAGE ON SCHEMA public TO hpts_readonly;
 
 
 --
+-- Name: FUNCTION accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date) TO hpts_app;
+GRANT ALL ON FUNCTION public.accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION accrue_chunk(p_run uuid, p_number integer, OUT number integer, OUT accrued bigint, OUT visited bigint, OUT excepted bigint); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.accrue_chunk(p_run uuid, p_number integer, OUT number integer, OUT accrued bigint, OUT visited bigint, OUT excepted bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.accrue_chunk(p_run uuid, p_number integer, OUT number integer, OUT accrued bigint, OUT visited bigint, OUT excepted bigint) TO hpts_app;
+
+
+--
+-- Name: FUNCTION interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric) TO hpts_app;
+GRANT ALL ON FUNCTION public.interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date) TO hpts_app;
+GRANT ALL ON FUNCTION public.interest_terms(p_tenant uuid, p_program uuid, p_loan uuid, p_redo date) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION least_balance(p_tenant uuid, p_loan uuid, p_account text, p_from date); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.least_balance(p_tenant uuid, p_loan uuid, p_account text, p_from date) FROM PUBLIC;
+
+
+--
+-- Name: FUNCTION loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint) TO hpts_app;
+GRANT ALL ON FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date, p_version bigint) TO hpts_readonly;
+
+
+--
 -- Name: FUNCTION open_posting(p_tenant uuid, p_key text, p_loans uuid[], p_entries uuid[], p_since date, p_accrual date, p_mode text, OUT locked boolean, OUT fingerprint bytea, OUT response text, OUT state text); Type: ACL; Schema: public; Owner: -
 --
 
@@ -2975,6 +4753,94 @@ GRANT ALL ON FUNCTION public.webhook_work(p_now timestamp with time zone) TO hpt
 
 
 --
+-- Name: TABLE accrual_chunk; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.accrual_chunk TO hpts_app;
+GRANT SELECT ON TABLE public.accrual_chunk TO hpts_readonly;
+
+
+--
+-- Name: COLUMN accrual_chunk.through_id; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(through_id) ON TABLE public.accrual_chunk TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_chunk.done_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(done_at) ON TABLE public.accrual_chunk TO hpts_app;
+
+
+--
+-- Name: TABLE accrual_exception; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT,DELETE ON TABLE public.accrual_exception TO hpts_app;
+GRANT SELECT ON TABLE public.accrual_exception TO hpts_readonly;
+
+
+--
+-- Name: COLUMN accrual_exception.code; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(code) ON TABLE public.accrual_exception TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_exception.detail; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(detail) ON TABLE public.accrual_exception TO hpts_app;
+
+
+--
+-- Name: TABLE accrual_pause; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.accrual_pause TO hpts_app;
+GRANT SELECT ON TABLE public.accrual_pause TO hpts_readonly;
+
+
+--
+-- Name: TABLE accrual_run; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.accrual_run TO hpts_app;
+GRANT SELECT ON TABLE public.accrual_run TO hpts_readonly;
+
+
+--
+-- Name: COLUMN accrual_run.actor; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(actor) ON TABLE public.accrual_run TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_run.correlation_id; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(correlation_id) ON TABLE public.accrual_run TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_run.started_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(started_at) ON TABLE public.accrual_run TO hpts_app;
+
+
+--
+-- Name: COLUMN accrual_run.finished_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(finished_at) ON TABLE public.accrual_run TO hpts_app;
+
+
+--
 -- Name: TABLE auth_group; Type: ACL; Schema: public; Owner: -
 --
 
@@ -3014,6 +4880,62 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.auth_user_groups TO hpts_app;
 --
 
 GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.auth_user_user_permissions TO hpts_app;
+
+
+--
+-- Name: TABLE bank_account; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_account TO hpts_app;
+GRANT SELECT ON TABLE public.bank_account TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_match; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_match TO hpts_app;
+GRANT SELECT ON TABLE public.bank_match TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_match_journal_line; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_match_journal_line TO hpts_app;
+GRANT SELECT ON TABLE public.bank_match_journal_line TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_match_statement_line; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_match_statement_line TO hpts_app;
+GRANT SELECT ON TABLE public.bank_match_statement_line TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_statement; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_statement TO hpts_app;
+GRANT SELECT ON TABLE public.bank_statement TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_statement_answer; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_statement_answer TO hpts_app;
+GRANT SELECT ON TABLE public.bank_statement_answer TO hpts_readonly;
+
+
+--
+-- Name: TABLE bank_statement_line; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.bank_statement_line TO hpts_app;
+GRANT SELECT ON TABLE public.bank_statement_line TO hpts_readonly;
 
 
 --
@@ -3243,6 +5165,79 @@ GRANT SELECT ON TABLE public.program TO hpts_readonly;
 
 GRANT SELECT,INSERT ON TABLE public.program_terms TO hpts_app;
 GRANT SELECT ON TABLE public.program_terms TO hpts_readonly;
+
+
+--
+-- Name: TABLE reconciliation_break; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.reconciliation_break TO hpts_app;
+GRANT SELECT ON TABLE public.reconciliation_break TO hpts_readonly;
+
+
+--
+-- Name: TABLE reconciliation_resolution; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.reconciliation_resolution TO hpts_app;
+GRANT SELECT ON TABLE public.reconciliation_resolution TO hpts_readonly;
+
+
+--
+-- Name: TABLE reconciliation_run; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.reconciliation_run TO hpts_app;
+GRANT SELECT ON TABLE public.reconciliation_run TO hpts_readonly;
+
+
+--
+-- Name: COLUMN reconciliation_run.state; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(state) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.started_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(started_at) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.finished_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(finished_at) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.matched_count; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(matched_count) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.break_count; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(break_count) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.mismatched_account_count; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(mismatched_account_count) ON TABLE public.reconciliation_run TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_run.detail; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(detail) ON TABLE public.reconciliation_run TO hpts_app;
 
 
 --

@@ -13,6 +13,10 @@ from hpts import walls
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 
 BEAT_SCHEDULE: dict[str, dict[str, object]] = {
+    # Often, because it is also what finds a run that its workers left.
+    "accrue_due": {"task": "ledger.accrue_due", "schedule": 15.0},
+    # Each tenant's night comes at its own midnight; the table of runs says which one is due.
+    "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
     "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
 }
 
@@ -25,6 +29,15 @@ app.conf.update(
     task_acks_late=True,
     worker_prefetch_multiplier=1,
     broker_connection_retry_on_startup=True,
+    # Who sends a message does not wait for a broker that is away: what has to be done stands in the database.
+    broker_transport_options={
+        "socket_connect_timeout": 2,
+        "socket_timeout": 10,
+        "max_retries": 1,
+        "interval_start": 0,
+        "interval_step": 0.1,
+        "interval_max": 0.1,
+    },
     timezone="UTC",
     beat_schedule=BEAT_SCHEDULE,
 )

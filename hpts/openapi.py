@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +42,15 @@ DOCS_POLICY = (
 # What the converters of the URL conf let through, and which parameters all lists share.
 PATH_TYPES: dict[str, type[fields.Wire]] = {"id": fields.Uuid, "account_code": fields.AccountCode}
 PAGING = {"page_size": "PageSize", "page_token": "PageToken"}
+
+# A file that is sent as a form.
+FORM_TYPE = "multipart/form-data"
+FORM = {
+    "type": "object",
+    "required": ["file"],
+    "additionalProperties": False,
+    "properties": {"file": {"type": "string", "contentMediaType": "application/octet-stream"}},
+}
 
 # Refusals that need no declaration. 405 is none of them: an operation that is in the document has its method.
 OF_EVERY_OPERATION = (
@@ -80,6 +89,7 @@ class Operation:
     query: type[msgspec.Struct] | None
     etag: bool
     refuses: tuple[type[problems.Problem], ...]
+    status: int
     also: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -93,12 +103,14 @@ def operation(
     query: type[msgspec.Struct] | None = None,
     etag: bool = False,
     refuses: Iterable[type[problems.Problem]] = (),
+    status: int = 201,
     also: Mapping[int, str] | None = None,
 ) -> Callable[[View], View]:
     """Declare an operation of the document; its summary is the first line of the view's docstring.
 
     `returns` says in words what `answer` is (None: 204 and nothing); `etag`: the answer bears the loan's; `refuses`: the
-    problems that are this operation's own; `also`: other statuses with the same answer, and what they mean.
+    problems that are this operation's own; `status`: what a POST answers the first time; `also`: other statuses with the same
+    answer, and what they mean.
     """
     declared = Operation(
         operation_id=operation_id,
@@ -109,6 +121,7 @@ def operation(
         query=query,
         etag=etag,
         refuses=tuple(refuses),
+        status=status,
         also=also or {},
     )
 
@@ -129,7 +142,8 @@ class Schema(AutoSchema):
         action = getattr(view, view.action)
         if not hasattr(action, "operation"):
             raise ImproperlyConfigured(f"{type(view).__name__}.{view.action} declares no @operation.")
-        return _described(action, method, path_regex, registry, view.scopes[view.action], view.body_limit)
+        files = view.file_bodies.get(view.action, frozenset())
+        return _described(action, method, path_regex, registry, view.scopes[view.action], view.body_limit, files)
 
 
 def complete(result: dict[str, Any], generator: SchemaGenerator, **_: object) -> dict[str, Any]:
@@ -152,7 +166,13 @@ def complete(result: dict[str, Any], generator: SchemaGenerator, **_: object) ->
 
 # --- One operation ---------------------------------------------------------------------------------------------------
 def _described(
-    view: Any, method: str, route: str, registry: ComponentRegistry, scope: str | None = None, body_limit: int = 0
+    view: Any,
+    method: str,
+    route: str,
+    registry: ComponentRegistry,
+    scope: str | None = None,
+    body_limit: int = 0,
+    files: Collection[str] = (),
 ) -> dict[str, Any]:
     """The operation object of a view. Without a scope it is open to everyone."""
     declared: Operation = view.operation
@@ -181,6 +201,14 @@ def _described(
             "description": f"At most {body_limit // 1024} KiB.",
             "content": {"application/json": {"schema": _schema(declared.request, registry)}},
         }
+    if files:
+        described["requestBody"] = {
+            "required": True,
+            "description": f"The file as it is, or the one part of a form. At most {body_limit // 1024} KiB.",
+            "content": {
+                media_type: {"schema": FORM if media_type == FORM_TYPE else {}} for media_type in sorted(files)
+            },
+        }
     described["responses"] = _answers(declared, method, registry)
     if scope is not None:
         described["responses"] |= _problems(_refusals(declared, method, route), registry)
@@ -200,7 +228,8 @@ def _parameters(declared: Operation, method: str, route: str, registry: Componen
     if declared.query is not None:
         _, shapes = _shapes(declared.query, registry)
         shape = shapes[declared.query.__name__]
-        for name, schema in shape["properties"].items():
+        # What every list has stands behind what this one filters by.
+        for name, schema in sorted(shape["properties"].items(), key=lambda item: item[0] in PAGING):
             parameter = {"name": name, "in": "query", "schema": schema}
             if name in PAGING:
                 parameter = _shared("parameters", PAGING[name], parameter | {"required": False}, registry)
@@ -221,7 +250,7 @@ def _answers(declared: Operation, method: str, registry: ComponentRegistry) -> d
         replay = "A repeated request: the first answer, byte for byte."
         answers = {
             "200": _answer(replay, schema, [*headers, "Idempotency-Replayed"]),
-            "201": _answer(declared.returns, schema, headers),
+            str(declared.status): _answer(declared.returns, schema, headers),
         }
     else:
         answers = {"200": _answer(declared.returns, schema, headers)}

@@ -9,8 +9,10 @@ import base64
 import binascii
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import msgspec
 from django.conf import settings
@@ -53,3 +55,42 @@ def position_of(token: str, scope: Sequence[str | None]) -> list[str | int]:
     except (ValueError, binascii.Error, msgspec.MsgspecError):
         raise InvalidPageToken("This list, with these filters, has not given out this page token.") from None
     return position
+
+
+@dataclass(frozen=True)
+class Paging:
+    """One page of a list, as it was asked for. A query reads `limit` items behind `after`, which is None for the first page;
+    that is one more than the page holds, so that it is known whether another one follows."""
+
+    scope: Sequence[str | None]
+    size: int
+    after: Any
+
+    @classmethod
+    def asked(cls, token: str | None, size: int | None, scope: Sequence[str | None], *kinds: type[str | int]) -> Paging:
+        """`kinds`: the types of what the list is ordered by; `after` is a tuple if there are several. Raises InvalidPageToken."""
+        after: Any = None
+        if token is not None:
+            place = position_of(token, scope)
+            if [type(value) for value in place] != list(kinds):
+                raise InvalidPageToken("This list has not given out this page token.")
+            after = tuple(place) if len(place) > 1 else place[0]
+        return cls(scope, size or DEFAULT_PAGE_SIZE, after)
+
+    @property
+    def limit(self) -> int:
+        return self.size + 1
+
+    def page(self, found: Sequence[Mapping[str, Any]], *names: str, items: str = "items") -> dict[str, Any]:
+        """The answer: what the page holds and, if more follows, the token made of its last item's members `names`."""
+        page: dict[str, Any] = {items: found[: self.size]}
+        if len(found) > self.size:
+            page["next_page_token"] = page_token(self.scope, [found[self.size - 1][name] for name in names])
+        return page
+
+    def text(self, found: Sequence[tuple[str, str | int]]) -> str:
+        """As `page()`, of items that are JSON already, each with its place in the order."""
+        tail = ""
+        if len(found) > self.size:
+            tail = f',"next_page_token":"{page_token(self.scope, [found[self.size - 1][1]])}"'
+        return f'{{"items":[{",".join(body for body, _ in found[: self.size])}]{tail}}}'

@@ -92,6 +92,7 @@ INSTALLED_APPS = [
     "drf_spectacular_sidecar",
     "hpts",
     "ledger",
+    "reconciliation",
     "webhooks",
 ]
 MIDDLEWARE = [

@@ -41,6 +41,7 @@ urlpatterns = [
     path("v1/health/live", health.live),
     path("v1/health/ready", health.ready),
     path("v1/", include("ledger.urls")),
+    path("v1/reconciliation/", include("reconciliation.urls")),
     path("v1/", include("webhooks.urls")),
     path("v1/openapi.json", openapi.document),
     path("v1/docs", openapi.docs),

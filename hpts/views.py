@@ -6,10 +6,14 @@ Method (405), token (401), scope (403), size and type (413, 415, 406), JSON (400
 from __future__ import annotations
 
 import re
+from io import BytesIO
 from typing import Any, ClassVar, TypeVar
 
 from django.conf import settings
+from django.core.exceptions import TooManyFieldsSent, TooManyFilesSent
+from django.core.files.uploadhandler import MemoryFileUploadHandler
 from django.http import HttpRequest
+from django.http.multipartparser import MultiPartParser, MultiPartParserError
 from msgspec import Struct
 from rest_framework.request import Request
 from rest_framework.viewsets import ViewSet
@@ -41,12 +45,21 @@ def correlation_of(request: Request) -> str:
     return request._request.correlation_id  # type: ignore[attr-defined, no-any-return]
 
 
+class _InMemory(MemoryFileUploadHandler):
+    """A file of a body that is in memory already, and that has been found short enough."""
+
+    def handle_raw_input(self, *args: Any, **kwargs: Any) -> None:
+        self.activated = True
+
+
 class APIViewSet(ViewSet):
     """A viewset of the API. `scopes` maps each action to the scope that it needs."""
 
     scopes: ClassVar[dict[str, str]] = {}
     # Actions whose bodies may be large.
     large_bodies: ClassVar[frozenset[str]] = frozenset()
+    # Actions whose body is a file as it is, or the one part of a form, and of which of these media types.
+    file_bodies: ClassVar[dict[str, frozenset[str]]] = {}
     http_method_names = ["get", "post", "head"]
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
@@ -87,11 +100,18 @@ class APIViewSet(ViewSet):
         if request.META.get("HTTP_CONTENT_ENCODING", "identity").strip().lower() != "identity":
             raise UnsupportedMediaType("Send the body as it is, not compressed.")
         media_type, *parameters = (part.strip().lower() for part in request.META.get("CONTENT_TYPE", "").split(";"))
-        if media_type != "application/json" or parameters not in ([], ["charset=utf-8"], ['charset="utf-8"']):
+        if self.action in self.file_bodies:
+            if media_type not in self.file_bodies[self.action]:
+                raise UnsupportedMediaType("A file is sent as it is, or as the part `file` of multipart/form-data.")
+        elif media_type != "application/json" or parameters not in ([], ["charset=utf-8"], ['charset="utf-8"']):
             raise UnsupportedMediaType("A body is application/json in UTF-8.")
 
     def document(self, request: Request) -> object:
         """The body's JSON. Raises MalformedJSON, PayloadTooLarge."""
+        return fields.read_json(self.body(request))
+
+    def body(self, request: Request) -> bytes:
+        """The body as it was sent, read once. Raises MalformedJSON when it is broken off, PayloadTooLarge."""
         raw = request._request
         length = raw.META.get("CONTENT_LENGTH")
         try:
@@ -103,7 +123,23 @@ class APIViewSet(ViewSet):
             raise MalformedJSON("The body ended before the length that its header promised.")
         if len(body) > self.body_limit:
             raise PayloadTooLarge(f"A body of this operation has at most {self.body_limit} bytes.")
-        return fields.read_json(body)
+        return body
+
+    def file(self, request: Request) -> bytes:
+        """The body of an operation that takes a file: itself, or the part `file` of a form. Raises ValidationFailed."""
+        body = self.body(request)
+        raw = request._request
+        if not raw.META.get("CONTENT_TYPE", "").lower().startswith("multipart/form-data"):
+            return body
+        environment = raw.META | {"CONTENT_LENGTH": str(len(body))}
+        try:
+            texts, files = MultiPartParser(environment, BytesIO(body), [_InMemory()]).parse()
+        except (MultiPartParserError, TooManyFieldsSent, TooManyFilesSent):
+            raise ValidationFailed("The form is broken.") from None
+        if list(texts) or list(files) != ["file"] or len(files.getlist("file")) != 1:
+            raise ValidationFailed("The form has one part, the file, and its name is `file`.")
+        content: bytes = files.getlist("file")[0].read()
+        return content
 
     def query(self, request: Request, shape: type[S]) -> S:
         """The query string as a struct. A parameter that is unknown, empty or given twice is refused."""

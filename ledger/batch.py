@@ -54,7 +54,7 @@ def all_or_nothing(call: Call, items: list[Item], may_call: MayCall) -> Answer:
         outcomes = []
         for position, (item, body) in enumerate(zip(items, bodies, strict=True)):
             try:
-                outcomes.append({"status": 201, "body": item.write.run(posting, body, item.path)})
+                outcomes.append({"status": item.write.status, "body": item.write.run(posting, body, item.path)})
             except Problem as problem:
                 raise _placed(problem, position) from problem
         return {"mode": "atomic", "items": outcomes}
@@ -86,7 +86,7 @@ def _outcome(call: Call, item: Item, position: int, may_call: MayCall) -> bytes:
     except Exception as error:
         problem = problem_of(error)
         return msgspec.json.encode({"status": problem.status, "problem": _shown(problem)})
-    return f'{{"status":{200 if done.replayed else 201},"body":{done.body}}}'.encode()
+    return f'{{"status":{200 if done.replayed else item.write.status},"body":{done.body}}}'.encode()
 
 
 def _all_read(items: list[Item]) -> list[Any]:

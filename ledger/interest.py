@@ -6,9 +6,8 @@ day count and every rate in basis points is a whole number. Only `rounded` round
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import date
-from typing import NamedTuple
 
 from ledger.money import round_half_even
 
@@ -48,28 +47,6 @@ def interest_exact(
         for moved_on, minor in movements
         if moved_on < through
     )
-
-
-class Terms(NamedTuple):
-    """At what rate and by which day count interest grows from a date on."""
-
-    since: date
-    annual_rate_bps: int
-    convention: str
-
-
-def interest_by_terms(
-    movements: Sequence[tuple[date, int]], terms: Sequence[Terms], opened_on: date, since: date, through: date
-) -> int:
-    """Simple interest from `since` to `through` under terms that change, given in the order of their dates."""
-    following = [later.since for later in terms[1:]]
-    total = 0
-    for each, next_since in zip(terms, [*following, through], strict=False):
-        start, end = max(each.since, since), min(next_since, through)
-        if start < end:
-            met = [(max(moved_on, start), minor) for moved_on, minor in movements]
-            total += interest_exact(met, each.annual_rate_bps, each.convention, opened_on, end)
-    return total
 
 
 def rounded(exact: int) -> int:

@@ -5,6 +5,7 @@ Each runs on the cursor of a `tenant_transaction()` and answers what the API sho
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -123,6 +124,31 @@ def create_loan(
     return created[0]
 
 
+def create_loans(
+    cursor: CursorWrapper, *, program_id: str, opened_on: date, loans: Sequence[tuple[str, str, int | None]]
+) -> None:
+    """Many loans of a program at once: (loan_id, borrower_id, a rate of its own or None)."""
+    cursor.execute(
+        """WITH made AS (
+               SELECT * FROM unnest(%(loans)s::uuid[], %(borrowers)s::uuid[], %(rates)s::int[]) AS m (loan_id, borrower_id, rate)
+           ), loan AS (
+               INSERT INTO loan (tenant_id, id, borrower_id, program_id, currency, opened_on)
+               SELECT p.tenant_id, m.loan_id, m.borrower_id, p.id, p.currency, %(on)s
+               FROM made m JOIN program p ON p.tenant_id = %(tenant)s AND p.id = %(program)s
+           )
+           INSERT INTO loan_terms (tenant_id, loan_id, effective_at, annual_rate_bps)
+           SELECT %(tenant)s, loan_id, %(on)s, rate FROM made WHERE rate IS NOT NULL""",
+        {
+            "tenant": current_tenant(),
+            "program": program_id,
+            "on": opened_on,
+            "loans": [loan_id for loan_id, _, _ in loans],
+            "borrowers": [borrower_id for _, borrower_id, _ in loans],
+            "rates": [rate for _, _, rate in loans],
+        },
+    )
+
+
 def add_loan_terms(
     cursor: CursorWrapper,
     *,
@@ -138,6 +164,20 @@ def add_loan_terms(
            VALUES (%s, %s, %s, %s, %s, %s)""",
         (current_tenant(), loan_id, effective_at, annual_rate_bps, day_count_convention, entry_id),
     )
+
+
+def add_accrual_pause(
+    cursor: CursorWrapper, *, loan_id: str, from_date: date, to_date: date | None, actor: str
+) -> dict[str, Any]:
+    """A loan earns no interest for these dates. A pause from the same date that was asked for before holds no more."""
+    cursor.execute(
+        """INSERT INTO accrual_pause (tenant_id, loan_id, from_date, to_date, actor) VALUES (%s, %s, %s, %s, %s)
+           RETURNING created_at""",
+        (current_tenant(), loan_id, from_date, to_date, actor),
+    )
+    ((created_at,),) = cursor.fetchall()
+    shown = {"loan_id": loan_id, "from_date": from_date.isoformat(), "created_at": queries.timestamp(created_at)}
+    return shown | ({"to_date": to_date.isoformat()} if to_date else {})
 
 
 def create_account(

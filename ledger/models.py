@@ -133,8 +133,10 @@ class GLAccount(TenantOwned):
 class Loan(TenantOwned):
     """A loan. Its state is derived from entries and balances; `version` counts the entries that touched it.
 
-    The last columns move with postings, under the row's lock, by `record_posting` alone: `draws` counts the entries in force
-    that lent principal, `ended_as` says what ended the loan; the proof holds both against the journal.
+    The last columns move with postings, under the row's lock, by `record_posting` and `accrue_chunk` alone; the proof holds them
+    against the journal. `draws` counts the entries in force that lent principal, `ended_as` says what ended the loan. Then the
+    engine's: interest since the opening through `accrued_through` in 1/(10,000 x 1,603,080) minor units, what of it has been
+    posted, and what was known when it was counted: the loan's version, and its terms.
     """
 
     id = models.UUIDField(primary_key=True)
@@ -149,6 +151,12 @@ class Loan(TenantOwned):
     last_posted_at = models.DateTimeField(null=True)
     draws = models.IntegerField(db_default=0)
     ended_as = models.TextField(null=True)
+    accrued_through = models.DateField(null=True)
+    accrued_version = models.BigIntegerField(db_default=0)
+    accrued_terms = models.BigIntegerField(null=True)
+    # An integer without an upper bound.
+    interest_exact = models.DecimalField(max_digits=60, decimal_places=0, db_default=0)
+    interest_posted_minor = models.BigIntegerField(db_default=0)
 
     class Meta:
         db_table = "loan"
@@ -322,7 +330,10 @@ class Balance(TenantOwned):
 
 
 class Accrual(TenantOwned):
-    """A loan's interest for a date has been posted. A revision above 0 needs the one before it reversed."""
+    """A loan's interest for a date has been posted. A revision above 0 needs the one before it reversed.
+
+    `since`: the engine posted it, for all days after that date; NULL: the client did.
+    """
 
     pk = models.CompositePrimaryKey("tenant_id", "loan_id", "accrual_date", "revision")
     loan_id = models.UUIDField()
@@ -330,9 +341,97 @@ class Accrual(TenantOwned):
     revision = models.SmallIntegerField()
     entry_id = models.UUIDField()
     interest_minor = models.BigIntegerField()
+    since = models.DateField(null=True)
 
     class Meta:
         db_table = "loan_accrual"
+
+
+class AccrualPause(TenantOwned):
+    """A loan earns no interest for these dates, both included; without an end, until further notice.
+
+    Of two that somebody asked for from the same date the later one holds. The reversal of an accrual pauses its days, too
+    (`reversed_revision`): until that date is accrued again.
+    """
+
+    loan_id = models.UUIDField()
+    from_date = models.DateField()
+    to_date = models.DateField(null=True)
+    reversed_revision = models.SmallIntegerField(null=True)
+    created_at = models.DateTimeField(db_default=Now())
+    actor = models.TextField()
+
+    class Meta:
+        db_table = "accrual_pause"
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(to_date__isnull=True, reversed_revision__isnull=True)
+                | Q(to_date__gte=models.F("from_date")),
+                name="accrual_pause_dates",
+            )
+        ]
+
+
+class AccrualRun(TenantOwned):
+    """The engine's work on one program for one date. Its chunks and exceptions say how far it is."""
+
+    id = models.UUIDField(primary_key=True)
+    program_id = models.UUIDField()
+    accrual_date = models.DateField()
+    actor = models.TextField()
+    correlation_id = models.UUIDField()
+    requested_at = models.DateTimeField(db_default=Now())
+    started_at = models.DateTimeField(null=True)
+    finished_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "accrual_run"
+        constraints = [
+            models.UniqueConstraint(
+                fields=["tenant_id", "program_id", "accrual_date"], name="accrual_run_one_per_program_and_date"
+            )
+        ]
+        indexes = [
+            models.Index(
+                fields=["tenant_id", "requested_at"],
+                name="accrual_run_unfinished",
+                condition=Q(finished_at__isnull=True),
+            )
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.program_id} {self.accrual_date}"
+
+
+class AccrualChunk(TenantOwned):
+    """A range of a run's loans, after one id and through another; NULL has no end. What is done is done in one transaction,
+    that of its entry. `number` follows the ids."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "run_id", "number")
+    run_id = models.UUIDField()
+    number = models.IntegerField()
+    after_id = models.UUIDField(null=True)
+    through_id = models.UUIDField(null=True)
+    loan_count = models.IntegerField(db_default=0)
+    accrued_count = models.IntegerField(db_default=0)
+    total_minor = models.DecimalField(max_digits=40, decimal_places=0, db_default=0)
+    done_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "accrual_chunk"
+
+
+class AccrualException(TenantOwned):
+    """A loan that a run could not accrue, and why. It goes when the run, asked again, can."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "run_id", "loan_id")
+    run_id = models.UUIDField()
+    loan_id = models.UUIDField()
+    code = models.TextField()
+    detail = models.TextField()
+
+    class Meta:
+        db_table = "accrual_exception"
 
 
 class IdempotencyKey(TenantOwned):

@@ -13,13 +13,21 @@ from datetime import date
 from typing import Any, Generic, TypeVar
 
 import msgspec
+from django.db.transaction import on_commit
 
 from hpts.fields import given
 from hpts.problems import NotFound
-from ledger import masters, queries
+from ledger import masters, queries, runs, tasks
 from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
-from ledger.errors import EntryNotFound, PlanOutdated, ProgramNotFound
+from ledger.errors import (
+    EffectiveDateRefused,
+    EntryNotFound,
+    FieldProblem,
+    PlanOutdated,
+    ProgramNotFound,
+    ValidationFailed,
+)
 from ledger.events import (
     SETTLED,
     Accrual,
@@ -41,8 +49,9 @@ from ledger.events import (
     Reversal,
     SuspenseAllocated,
 )
-from ledger.posting import Posted, Posting, Touches, day_before
+from ledger.posting import Posted, Posting, Touches, day_before, uuid7
 from ledger.replan import plan_hash, planned, post_plan
+from ledger.rules.ending import ended_with
 from ledger.rules.payment import returned_entry
 from ledger.rules.waterfall import allocation
 
@@ -53,13 +62,15 @@ Members = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Write(Generic[S]):
-    """One operation that posts, or creates what postings need. `path` holds the route's parameters."""
+    """One operation that posts, or creates what postings need. `path` holds the route's parameters; `status` is answered the
+    first time."""
 
     operation_id: str
     scope: str
     shape: type[S]
     touches: Callable[[S, Path], Touches]
     work: Callable[[Posting, S, Path], Members]
+    status: int = 201
 
     def run(self, posting: Posting, body: S, path: Path) -> Members:
         """Do it in an open posting. Raises the refusals of rules and masters."""
@@ -76,10 +87,10 @@ WRITES: dict[str, Write[Any]] = {}
 
 
 def _write(
-    operation_id: str, scope: str, shape: type[S], touches: Callable[[S, Path], Touches]
+    operation_id: str, scope: str, shape: type[S], touches: Callable[[S, Path], Touches], status: int = 201
 ) -> Callable[[Callable[[Posting, S, Path], Members]], Write[S]]:
     def declare(work: Callable[[Posting, S, Path], Members]) -> Write[S]:
-        WRITES[operation_id] = write = Write(operation_id, scope, shape, touches, work)
+        WRITES[operation_id] = write = Write(operation_id, scope, shape, touches, work, status)
         return write
 
     return declare
@@ -100,6 +111,15 @@ def _loan_of_path(body: Any, path: Path) -> Touches:
     return Touches([path["loan_id"]], since=body.effective_at)
 
 
+def _loan_now(body: Any, path: Path) -> Touches:
+    return Touches([path["loan_id"]])
+
+
+def _program_terms(body: shapes.NewProgramTerms, path: Path) -> Touches:
+    """A change of who accrues waits for the runs and batches that are under way, and keeps new ones waiting."""
+    return Touches(mode="close" if given(body.accrual_mode) else "post")
+
+
 def _payment_of_path(body: Any, path: Path) -> Touches:
     return Touches(entries=[path["payment_event_id"]], since=body.effective_at)
 
@@ -110,6 +130,15 @@ def _disbursement_of_path(body: Any, path: Path) -> Touches:
 
 def _replanned(body: shapes.NewReplan, path: Path) -> Touches:
     return Touches([path["loan_id"]], since=body.from_date)
+
+
+def in_order(first: str, earlier: date | None, second: str, later: date | None) -> None:
+    """Refuse a span that ends before it begins."""
+    if earlier is not None and later is not None and earlier > later:
+        raise ValidationFailed(
+            "One or more fields are not valid.",
+            [FieldProblem(first, "out_of_range", f"{first} is after {second}.")],
+        )
 
 
 # --- What answers share ----------------------------------------------------------------------------------------------
@@ -350,9 +379,8 @@ def waive_fee(posting: Posting, body: shapes.NewFeeWaiver, path: Path) -> Member
 
 @_write("chargeOffLoan", "hpts:admin:servicing", shapes.NewChargeOff, _loan_of_path)
 def charge_off_loan(posting: Posting, body: shapes.NewChargeOff, path: Path) -> Members:
-    owed = posting.state.owed(posting.state.loans[path["loan_id"]])
     entry = posting.post(ChargeOff(loan_id=path["loan_id"], effective_at=body.effective_at, description=body.reason))
-    return {**_recorded(entry), "charged_off": _minor(owed)}
+    return {**_recorded(entry), "charged_off": _minor(ended_with(posting.state, entry.lines))}
 
 
 @_write("recordRecovery", "hpts:admin:servicing", shapes.NewRecovery, _loan_of_path)
@@ -370,7 +398,6 @@ def record_recovery(posting: Posting, body: shapes.NewRecovery, path: Path) -> M
 @_write("refinanceLoan", "hpts:admin:servicing", shapes.NewRefinance, _loan_of_path)
 def refinance_loan(posting: Posting, body: shapes.NewRefinance, path: Path) -> Members:
     old = posting.state.loans[path["loan_id"]]
-    owed = posting.state.owed(old)
     new_loan_id = create_loan.work(posting, body.new_loan, {})["loan_id"]
     entry = posting.post(
         Refinance(
@@ -381,7 +408,7 @@ def refinance_loan(posting: Posting, body: shapes.NewRefinance, path: Path) -> M
             facts={"new_loan_id": new_loan_id, "refinanced_loan_id": old.loan_id},
         )
     )
-    return {**_recorded(entry), "new_loan_id": new_loan_id, "paid_off": _minor(owed)}
+    return {**_recorded(entry), "new_loan_id": new_loan_id, "paid_off": _minor(ended_with(posting.state, entry.lines))}
 
 
 @_write("restructureLoan", "hpts:admin:servicing", shapes.NewRestructure, _loan_of_path)
@@ -427,6 +454,43 @@ def replan_loan(posting: Posting, body: shapes.NewReplan, path: Path) -> Members
         raise PlanOutdated("The loan has moved since, or this is another plan. Ask for a new one.")
     entries = post_plan(posting, path["loan_id"], body.from_date)
     return {"journal_entry_ids": [entry.journal_entry_id for entry in entries], "posted_at": posting.posted_at}
+
+
+# --- The engine ------------------------------------------------------------------------------------------------------
+
+
+@_write("startAccrualRun", "hpts:accruals:write", shapes.NewAccrualRun, _nothing, status=202)
+def start_accrual_run(posting: Posting, body: shapes.NewAccrualRun, path: Path) -> Members:
+    """Make the run, or open it again; workers hear of it when the transaction has ended."""
+    program_id, tenant_id = path["program_id"], posting.origin.tenant_id
+    if queries.program(posting.cursor, program_id=program_id, on=body.accrual_date) is None:
+        raise NotFound(f"There is no program {program_id}.")
+    posting.admit_date(body.accrual_date)
+    run_id = runs.request_run(
+        posting.cursor, program_id=program_id, accrual_date=body.accrual_date, origin=posting.origin
+    )
+    on_commit(lambda: tasks.start(tenant_id, run_id))
+    found = queries.accrual_run(posting.cursor, run_id=run_id)
+    assert found is not None
+    return found
+
+
+@_write("pauseAccrual", "hpts:admin:servicing", shapes.NewAccrualPause, _loan_now)
+def pause_accrual(posting: Posting, body: shapes.NewAccrualPause, path: Path) -> Members:
+    to_date = given(body.to_date)
+    in_order("from_date", body.from_date, "to_date", to_date)
+    loan = posting.state.loans[path["loan_id"]]
+    if body.from_date < loan.opened_on:
+        raise EffectiveDateRefused(f"Loan {loan.loan_id} opens on {loan.opened_on}.")
+    # What a pause changes is posted by the next run; its dates may lie ahead, and not in a closed period.
+    posting.admit_date(min(body.from_date, posting.today))
+    return masters.add_accrual_pause(
+        posting.cursor,
+        loan_id=loan.loan_id,
+        from_date=body.from_date,
+        to_date=to_date,
+        actor=posting.origin.actor,
+    )
 
 
 # --- Corrections -----------------------------------------------------------------------------------------------------
@@ -506,7 +570,7 @@ def create_program(posting: Posting, body: shapes.NewProgram, path: Path) -> Mem
     )
 
 
-@_write("changeProgramTerms", "hpts:admin:loans", shapes.NewProgramTerms, _nothing)
+@_write("changeProgramTerms", "hpts:admin:loans", shapes.NewProgramTerms, _program_terms)
 def change_program_terms(posting: Posting, body: shapes.NewProgramTerms, path: Path) -> Members:
     rate, mode = given(body.annual_rate_bps), given(body.accrual_mode)
     waterfall = given(body.waterfall)
@@ -521,6 +585,8 @@ def change_program_terms(posting: Posting, body: shapes.NewProgramTerms, path: P
     posting.meet_terms(path["program_id"])
     # Afterwards, so that an unknown program is told before a bad date; a refusal takes the terms back.
     posting.admit_date(body.effective_at)
+    if mode is not None and queries.has_accrued(posting.cursor, program_id=path["program_id"], since=body.effective_at):
+        raise EffectiveDateRefused("Loans of the program have been accrued for that date or a later one.")
     sent = {"annual_rate_bps": rate, "waterfall": waterfall, "accrual_mode": mode}
     shown = {name: value for name, value in sent.items() if value is not None}
     return {"program_id": path["program_id"], "effective_at": body.effective_at.isoformat(), **shown}
@@ -531,7 +597,7 @@ def create_loan(posting: Posting, body: shapes.NewLoan, path: Path) -> Members:
     created = masters.create_loan(
         posting.cursor,
         on=posting.today,
-        loan_id=given(body.loan_id) or str(uuid.uuid4()),
+        loan_id=given(body.loan_id) or uuid7(posting.posted_at),
         borrower_id=body.borrower_id,
         program_id=body.program_id,
         opened_on=body.opened_on,

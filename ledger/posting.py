@@ -43,6 +43,7 @@ from ledger.errors import (
 from ledger.events import (
     DEBIT,
     Accrual,
+    ChargeOff,
     DisbursementSettled,
     Event,
     EventKind,
@@ -53,11 +54,13 @@ from ledger.events import (
     PaymentReturned,
     PaymentSettled,
     PaymentUnallocated,
+    Refinance,
     Reversal,
 )
 from ledger.money import MAX_MINOR
-from ledger.queries import has_recovery, read_chart, suspense_allocations, waterfalls
+from ledger.queries import has_recovery, read_chart, suspense_allocations, unposted_interest, waterfalls
 from ledger.rules import RULES
+from ledger.rules.ending import accrued_with
 from ledger.rules.payment import returned_entry, undone
 from ledger.state import AllocationState, EntryState, LoanState, State, Waterfalls
 
@@ -237,7 +240,7 @@ class Posting:
         """Decide, and stage the entry. Raises the rule's refusals; then nothing is kept."""
         lines = self.decide(event)
         entry = Posted(
-            journal_entry_id=_uuid7(self.posted_at),
+            journal_entry_id=uuid7(self.posted_at),
             event_type=event.kind.value,
             effective_at=event.effective_at,
             posted_at=self.posted_at,
@@ -327,11 +330,17 @@ class Posting:
         return self._waterfalls[program_id]
 
     def _provide(self, event: Event) -> None:
-        """Read what few events need: a return, the loan's allocations from suspense; the reversal of a charge-off or of an
-        allocation, what came after it; one of several dates, the waterfalls of them all. One query more, for these alone."""
+        """Read what few events need: an ending, the interest up to its date; a return, the loan's allocations from suspense; the
+        reversal of a charge-off or of an allocation, what came after it; one of several dates, the waterfalls of them all. One
+        query more, for these alone."""
         if event.effective_at != self.read_on:
             for loan_id in self._loans_of(event):
                 self.state.loans[loan_id].waterfalls = self._waterfalls_of(self.state.loans[loan_id].program_id)
+        if isinstance(event, ChargeOff | Refinance):
+            self.flush()
+            self.state.loans[event.loan_id].unposted_minor = unposted_interest(
+                self.cursor, loan_id=event.loan_id, through=event.effective_at
+            )
         original = self.state.entries.get(entry_of(event) or "")
         if original is None or original.lines[0].loan_id is None:
             return
@@ -436,6 +445,7 @@ class Posting:
         }
         moved = [
             {"loan_id": loan.loan_id, "draws": loan.draws, "ended_as": loan.ended_as}
+            | ({"accrued_minor": accrued} if (accrued := self._accrued_with(loan, before[1], entry)) else {})
             for loan, before in zip(loans, standing, strict=True)
             if (loan.draws, loan.ended_as) != before
         ]
@@ -458,6 +468,12 @@ class Posting:
                 for item in event.loans
             ]
         self._staged.append((document.render(members, lines, self.origin.tenant_id), extra))
+
+    def _accrued_with(self, loan: LoanState, ended_before: str | None, entry: Posted) -> int:
+        """The interest that the engine counts as posted with the loan's end, or as taken back with the end's reversal."""
+        if loan.ended_as == ended_before:
+            return 0
+        return accrued_with(entry.lines, self.state.chart["interest_income"].code)
 
     def _settles(self, event: Event) -> str | None:
         if isinstance(event, PaymentUnallocated):
@@ -539,15 +555,21 @@ def with_retries(attempt: Callable[[], T]) -> T:
                     time.sleep(random.uniform(0.005, 0.025) * number)  # noqa: S311 (jitter, not a secret)
                     continue
                 raise Busy("Others hold the loan or the key for too long; nothing was written.") from error
-            problem = problem_of_database(error)
-            if problem is None and _sqlstate(error).startswith("HP"):
-                # A wall that no rule should ever meet: a programmer's error, never an outage.
-                logger.critical("a wall refused a posting", exc_info=error)
-                raise InternalError("A wall of the ledger refused this; nothing was written.") from error
+            problem = refused_by(error)
             if problem is None:
                 raise
             raise problem from error
     raise AssertionError("unreachable")
+
+
+def refused_by(error: Error) -> Problem | None:
+    """The refusal that a database error stands for; a wall that no rule should ever meet is a programmer's error, never an
+    outage. None for everything else."""
+    problem = problem_of_database(error)
+    if problem is None and _sqlstate(error).startswith("HP"):
+        logger.critical("a wall refused a posting", exc_info=error)
+        return InternalError("A wall of the ledger refused this; nothing was written.")
+    return problem
 
 
 def problem_of_database(error: Error) -> Problem | None:
@@ -562,6 +584,13 @@ def problem_of_database(error: Error) -> Problem | None:
     if _sqlstate(error) == "57014":
         return Busy("The database took too long; nothing was written.")
     return None
+
+
+def passes(error: Error) -> bool:
+    """Whether the database itself was in the way, and not what was to be written: a lock, a time limit, a lost connection.
+    Its class does not tell: psycopg takes what it does not know, such as the walls' codes, for operational, too."""
+    sqlstate = _sqlstate(error)
+    return not sqlstate or sqlstate in RETRIED or sqlstate[:2] in ("08", "53", "57", "58")
 
 
 def _sqlstate(error: Error) -> str:
@@ -663,8 +692,9 @@ def _next_revision(loan: LoanState) -> int:
     return 0 if loan.accrual is None else loan.accrual[0] + 1
 
 
-def _uuid7(posted_at: str) -> str:
-    """A UUIDv7 (RFC 9562) of the database's clock: 48 bits of milliseconds, then 74 random bits."""
+def uuid7(posted_at: str) -> str:
+    """A UUIDv7 (RFC 9562) of the database's clock: 48 bits of milliseconds, then 74 random bits. What was made together has
+    ids close together, so that a run over a program's loans reads few pages (docs/adr/0018)."""
     milliseconds = int(datetime.fromisoformat(posted_at).timestamp() * 1000)
     value = (milliseconds << 80) | secrets.randbits(80)
     value = (value & ~(0xF << 76)) | (0x7 << 76)

@@ -575,7 +575,9 @@ def closed_periods_stay_as_they_were(cursor: CursorWrapper) -> list[Breach]:
 
 
 def accruals_are_live_once(cursor: CursorWrapper) -> list[Breach]:
-    """I7. A loan has one accrual per date that is not reversed; each is of its entry, on its date, with that entry's interest."""
+    """I7. A loan has one accrual per date that is not reversed; each is of its entry, on its date, with that entry's interest.
+
+    That is its income: what a correction takes beyond the interest owed is the borrower's."""
     return _breaches(
         cursor,
         """WITH accrued AS (
@@ -608,10 +610,131 @@ def accruals_are_live_once(cursor: CursorWrapper) -> list[Breach]:
                         CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END
                  FROM journal_line l
                  JOIN journal_entry e ON e.tenant_id = l.tenant_id AND e.id = l.entry_id AND e.event_type = 'accrual'
-                 JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.role = 'interest'
+                 JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.role = 'interest_income'
                  WHERE l.tenant_id = %(tenant)s) both_sides
            GROUP BY loan_id, entry_id
            HAVING sum(said) IS DISTINCT FROM coalesce(sum(posted), 0)""",
+    )
+
+
+def interest_is_posted_once(cursor: CursorWrapper) -> list[Breach]:
+    """What a loan says that the engine has posted of its interest is what is in force: accruals of runs, and what came with a
+    charge-off or a refinance. A reversed accrual has paused its days."""
+    return _breaches(
+        cursor,
+        """WITH reversed AS (
+               SELECT reverses_entry_id AS id FROM journal_entry WHERE tenant_id = %(tenant)s AND event_type = 'reversal'
+           ), posted AS (
+               SELECT loan_id, interest_minor AS minor FROM loan_accrual
+               WHERE tenant_id = %(tenant)s AND since IS NOT NULL AND entry_id NOT IN (SELECT id FROM reversed)
+               UNION ALL
+               SELECT l.loan_id, CASE l.direction WHEN 'CR' THEN l.amount_minor ELSE -l.amount_minor END
+               FROM journal_entry e
+               JOIN journal_line l ON l.tenant_id = e.tenant_id AND l.entry_id = e.id
+               JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.role = 'interest_income'
+               WHERE e.tenant_id = %(tenant)s AND e.event_type IN ('chargeoff', 'refinance')
+                 AND e.id NOT IN (SELECT id FROM reversed)
+           )
+           SELECT 'loan', json_build_object('loan_id', o.id),
+                  'says that ' || o.interest_posted_minor || ' of its interest is posted, the journal ' || coalesce(p.minor, 0)
+           FROM loan o
+           LEFT JOIN (SELECT loan_id, sum(minor) AS minor FROM posted GROUP BY loan_id) p ON p.loan_id = o.id
+           WHERE o.tenant_id = %(tenant)s AND o.interest_posted_minor <> coalesce(p.minor, 0)
+           UNION ALL
+           SELECT 'accrual_pause', json_build_object('loan_id', coalesce(p.loan_id, x.loan_id), 'id', p.id),
+                  CASE WHEN p.id IS NULL THEN 'the accrual of ' || x.accrual_date || ' is reversed and its days earn'
+                       ELSE 'no accrual of ' || p.to_date || ' with these days is reversed' END
+           FROM (SELECT * FROM accrual_pause WHERE tenant_id = %(tenant)s AND reversed_revision IS NOT NULL) p
+           FULL JOIN (SELECT * FROM loan_accrual WHERE tenant_id = %(tenant)s AND since IS NOT NULL
+                                                   AND entry_id IN (SELECT id FROM reversed)) x
+               ON x.loan_id = p.loan_id AND x.accrual_date = p.to_date AND x.revision = p.reversed_revision
+                  AND x.since + 1 = p.from_date
+           WHERE p.id IS NULL OR x.loan_id IS NULL""",
+    )
+
+
+def interest_is_exact(cursor: CursorWrapper) -> list[Breach]:
+    """What the engine has counted of a loan's interest is what the lines and terms that it knew then give, counted anew from the
+    opening. A loan whose terms have changed behind that date waits for the next run, and is passed over."""
+    return _breaches(
+        cursor,
+        """WITH known AS MATERIALIZED (
+               SELECT d.program_id, d.day, t.terms, terms_known(t.terms, d.day) AS said
+               FROM (SELECT DISTINCT program_id, accrued_through AS day
+                     FROM loan WHERE tenant_id = %(tenant)s AND accrued_terms IS NOT NULL) d
+               JOIN (SELECT id, interest_terms(tenant_id, id, NULL, NULL) AS terms
+                     FROM program WHERE tenant_id = %(tenant)s) t ON t.id = d.program_id
+           )
+           SELECT 'loan', json_build_object('loan_id', o.id),
+                  'counts ' || o.interest_exact || ' of interest through ' || o.accrued_through || ', its lines and terms give '
+                  || coalesce(f.exact::text, 'nothing')
+           FROM loan o
+           JOIN known ON known.program_id = o.program_id AND known.day = o.accrued_through
+           CROSS JOIN LATERAL (
+               SELECT nullif(concat_ws(
+                   ' ',
+                   (SELECT string_agg(concat_ws(' ', t.id, t.effective_at), ',' ORDER BY t.id) FROM loan_terms t
+                    WHERE t.tenant_id = o.tenant_id AND t.loan_id = o.id
+                      AND NOT EXISTS (SELECT FROM journal_entry r
+                                      WHERE r.tenant_id = t.tenant_id AND r.reverses_entry_id = t.entry_id)),
+                   (SELECT string_agg(concat_ws(' ', p.id, p.from_date), ',' ORDER BY p.id)
+                    FROM accrual_pauses(o.tenant_id, o.id, o.id, NULL) p)), '') AS said OFFSET 0) own
+           -- A loan without terms of its own has its program's; to put a loan's own together costs more than to count.
+           CROSS JOIN LATERAL (
+               SELECT interest_onward(
+                   o.tenant_id, o.id, o.opened_on,
+                   CASE WHEN own.said IS NULL THEN known.terms ELSE interest_terms(o.tenant_id, o.program_id, o.id, NULL) END,
+                   NULL, NULL, 0, o.opened_on, 0, o.accrued_through, o.accrued_version, NULL) AS exact OFFSET 0) f
+           WHERE o.tenant_id = %(tenant)s
+             AND o.accrued_terms = hashtextextended(concat_ws(' ', known.said, own.said), 0)
+             AND o.interest_exact IS DISTINCT FROM f.exact""",
+    )
+
+
+def accrual_runs_add_up(cursor: CursorWrapper) -> list[Breach]:
+    """A run's chunks lie side by side and cover every id; their figures are those of its entries; it ends when all are done."""
+    return _breaches(
+        cursor,
+        """WITH chunk AS (
+               SELECT c.*, lag(c.through_id) OVER w AS before_id, row_number() OVER w AS place,
+                      count(*) OVER (PARTITION BY run_id) AS n
+               FROM accrual_chunk c WHERE c.tenant_id = %(tenant)s
+               WINDOW w AS (PARTITION BY c.run_id ORDER BY c.after_id NULLS FIRST)
+           ), figure AS (
+               SELECT r.id, coalesce(sum(c.total_minor), 0) AS total, coalesce(sum(c.accrued_count), 0) AS accrued,
+                      count(c.number) AS chunks, count(c.done_at) AS done
+               FROM accrual_run r LEFT JOIN chunk c ON c.run_id = r.id
+               WHERE r.tenant_id = %(tenant)s GROUP BY r.id
+           ), posted AS (
+               SELECT (e.facts ->> 'accrual_run_id')::uuid AS run_id, sum(x.interest_minor) AS total, count(*) AS accrued
+               FROM journal_entry e
+               JOIN loan_accrual x ON x.tenant_id = e.tenant_id AND x.entry_id = e.id
+               WHERE e.tenant_id = %(tenant)s AND e.event_type = 'accrual' AND e.facts ? 'accrual_run_id'
+               GROUP BY 1
+           )
+           SELECT 'accrual_chunk', json_build_object('accrual_run_id', run_id, 'number', number),
+                  'does not begin where the one before it ends'
+           FROM chunk
+           WHERE after_id IS DISTINCT FROM before_id OR (through_id IS NULL) <> (place = n)
+           UNION ALL
+           SELECT 'accrual_run', json_build_object('accrual_run_id', coalesce(f.id, p.run_id)),
+                  CASE WHEN f.id IS NULL THEN 'there is no such run, and entries of it'
+                       ELSE 'says ' || f.total || ' for ' || f.accrued || ' loans, its entries ' || coalesce(p.total, 0)
+                            || ' for ' || coalesce(p.accrued, 0) END
+           FROM figure f
+           FULL JOIN posted p ON p.run_id = f.id
+           WHERE f.id IS NULL OR (f.total, f.accrued) <> (coalesce(p.total, 0), coalesce(p.accrued, 0))
+           UNION ALL
+           SELECT 'accrual_run', json_build_object('accrual_run_id', r.id), 'has ended before its chunks'
+           FROM accrual_run r JOIN figure f ON f.id = r.id
+           WHERE r.tenant_id = %(tenant)s AND r.finished_at IS NOT NULL AND (f.chunks = 0 OR f.done < f.chunks)
+           UNION ALL
+           SELECT 'accrual_exception', json_build_object('accrual_run_id', x.run_id, 'loan_id', x.loan_id),
+                  'is of no loan of the run''s program'
+           FROM accrual_exception x
+           LEFT JOIN accrual_run r ON r.tenant_id = x.tenant_id AND r.id = x.run_id
+           LEFT JOIN loan o ON o.tenant_id = x.tenant_id AND o.id = x.loan_id AND o.program_id = r.program_id
+           WHERE x.tenant_id = %(tenant)s AND o.id IS NULL""",
     )
 
 
@@ -682,6 +805,9 @@ CHECKS: tuple[Check, ...] = (
     returns_give_back_what_came,
     closed_periods_stay_as_they_were,
     accruals_are_live_once,
+    interest_is_posted_once,
+    interest_is_exact,
+    accrual_runs_add_up,
     outbox_has_each_entry_once,
     versions_have_no_gap,
 )

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
-from itertools import accumulate, pairwise
+from datetime import date, datetime
+from itertools import accumulate
 from typing import Any
 
 from django.db.backends.utils import CursorWrapper
@@ -17,7 +17,6 @@ from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
 from ledger.events import SETTLED
-from ledger.interest import Terms, interest_by_terms, rounded
 from ledger.state import CHARGED_OFF, REFINANCED
 
 
@@ -47,6 +46,12 @@ def today(cursor: CursorWrapper) -> date:
         cursor, "SELECT (clock_timestamp() AT TIME ZONE timezone)::date FROM tenant WHERE id = %(tenant)s"
     )
     return day  # type: ignore[no-any-return]
+
+
+def tenant_currency(cursor: CursorWrapper) -> str:
+    """The currency that the tenant reckons in; its loans may be in others."""
+    ((currency,),) = _rows(cursor, "SELECT currency FROM tenant WHERE id = %(tenant)s")
+    return str(currency)
 
 
 def read_chart(cursor: CursorWrapper) -> Chart:
@@ -611,6 +616,155 @@ def _stated(
     )
 
 
+# --- Accrual runs ----------------------------------------------------------------------------------------------------
+
+_RUN = """
+    SELECT r.id, r.program_id, r.accrual_date, r.started_at, r.finished_at, coalesce(c.loans, 0), coalesce(c.accrued, 0),
+           (SELECT count(*) FROM accrual_exception x WHERE x.tenant_id = r.tenant_id AND x.run_id = r.id),
+           coalesce(c.total, 0), r.requested_at, coalesce(c.chunks, 0), coalesce(c.done, 0)
+    FROM accrual_run r
+    LEFT JOIN LATERAL (
+        SELECT sum(k.loan_count) AS loans, sum(k.accrued_count) AS accrued, sum(k.total_minor) AS total,
+               count(*) AS chunks, count(k.done_at) AS done
+        FROM accrual_chunk k WHERE k.tenant_id = r.tenant_id AND k.run_id = r.id) c ON true
+    WHERE r.tenant_id = %(tenant)s
+"""
+
+
+def _run_object(row: tuple[Any, ...]) -> dict[str, Any]:
+    run_id, program_id, accrual_date, started_at, finished_at, loans, accrued, exceptions, total, *_ = row
+    if finished_at is not None:
+        state = "complete_with_exceptions" if exceptions else "complete"
+    else:
+        state = "running" if started_at is not None else "queued"
+    shown = {
+        "accrual_run_id": str(run_id),
+        "program_id": str(program_id),
+        "accrual_date": accrual_date.isoformat(),
+        "state": state,
+        "loan_count": int(loans),
+        "accrued_count": int(accrued),
+        "exception_count": exceptions,
+        "total_accrued_minor": str(total),
+    }
+    if started_at is not None:
+        shown["started_at"] = timestamp(started_at)
+    if finished_at is not None:
+        shown["finished_at"] = timestamp(finished_at)
+    return shown
+
+
+def accrual_run(cursor: CursorWrapper, *, run_id: str) -> dict[str, Any] | None:
+    """An accrual run as the API shows it."""
+    rows = _rows(cursor, f"{_RUN} AND r.id = %(run)s", run=run_id)
+    return _run_object(rows[0]) if rows else None
+
+
+def accrual_exceptions(cursor: CursorWrapper, *, run_id: str, limit: int) -> list[dict[str, str]]:
+    """The loans that a run could not accrue, and why, in order of id."""
+    rows = _rows(
+        cursor,
+        """SELECT loan_id, code, detail FROM accrual_exception WHERE tenant_id = %(tenant)s AND run_id = %(run)s
+           ORDER BY loan_id LIMIT %(limit)s""",
+        run=run_id,
+        limit=limit,
+    )
+    return [{"loan_id": str(loan_id), "code": code, "detail": detail} for loan_id, code, detail in rows]
+
+
+def accrual_runs(
+    cursor: CursorWrapper, *, program_id: str | None, after: tuple[str, str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Accrual runs, the latest date first, after a date and id."""
+    where = ""
+    if program_id is not None:
+        where += " AND r.program_id = %(program)s"
+    if after is not None:
+        where += " AND (r.accrual_date, r.id) < (%(date)s::date, %(run)s::uuid)"
+    on, run_id = after or (None, None)
+    rows = _rows(
+        cursor,
+        f"{_RUN}{where} ORDER BY r.accrual_date DESC, r.id DESC LIMIT %(limit)s",
+        program=program_id,
+        date=on,
+        run=run_id,
+        limit=limit,
+    )
+    return [_run_object(row) for row in rows]
+
+
+def run_progress(cursor: CursorWrapper, *, run_id: str) -> tuple[int, int]:
+    """How many chunks a run has, and how many of them are done."""
+    rows = _rows(
+        cursor,
+        """SELECT count(*), count(done_at) FROM accrual_chunk WHERE tenant_id = %(tenant)s AND run_id = %(run)s""",
+        run=run_id,
+    )
+    return rows[0]
+
+
+def has_accrued(cursor: CursorWrapper, *, program_id: str, since: date) -> bool:
+    """Whether some loan of a program has been accrued for a date or a later one, by an entry in force."""
+    rows = _rows(
+        cursor,
+        """SELECT 1 FROM loan l
+           JOIN loan_accrual x ON x.tenant_id = l.tenant_id AND x.loan_id = l.id AND x.accrual_date >= %(since)s
+           WHERE l.tenant_id = %(tenant)s AND l.program_id = %(program)s AND l.last_effective_at >= %(since)s
+             AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = x.tenant_id AND r.reverses_entry_id = x.entry_id)
+           LIMIT 1""",
+        program=program_id,
+        since=since,
+    )
+    return bool(rows)
+
+
+def accruals_due(cursor: CursorWrapper) -> list[tuple[str, date]]:
+    """Each program that the engine accrues and that is behind, and the date that is next: the day after its last run, not before
+    the engine took over and not in a closed period. None while one of its runs is under way."""
+    return _rows(
+        cursor,
+        """SELECT p.id::text, next.day
+           FROM program p
+           JOIN tenant n ON n.id = p.tenant_id
+           CROSS JOIN LATERAL (SELECT (clock_timestamp() AT TIME ZONE n.timezone)::date AS today) now
+           -- The last time that the engine accrued without a break. A program's first terms hold for every date: by them the
+           -- engine accrues from the day on which the program was made.
+           CROSS JOIN LATERAL (
+               SELECT CASE WHEN m.before IS NULL THEN (p.created_at AT TIME ZONE n.timezone)::date ELSE m.effective_at END
+                          AS since, m.until
+               FROM (SELECT c.*, coalesce(lead(c.effective_at) OVER (ORDER BY c.effective_at, c.id), 'infinity') AS until
+                     FROM (SELECT t.id, t.effective_at, t.accrual_mode,
+                                  lag(t.accrual_mode) OVER (ORDER BY t.effective_at, t.id) AS before
+                           FROM program_terms t WHERE t.tenant_id = p.tenant_id AND t.program_id = p.id) c
+                     WHERE c.accrual_mode IS DISTINCT FROM c.before) m
+               WHERE m.accrual_mode = 'engine' AND m.effective_at < m.until AND m.effective_at <= now.today
+               ORDER BY m.effective_at DESC, m.id DESC LIMIT 1) engine
+           CROSS JOIN LATERAL (
+               SELECT greatest(engine.since,
+                               (SELECT max(r.accrual_date) + 1 FROM accrual_run r
+                                WHERE r.tenant_id = p.tenant_id AND r.program_id = p.id),
+                               (SELECT max(c.through_date) + 1 FROM period_close c WHERE c.tenant_id = p.tenant_id)) AS day) next
+           WHERE p.tenant_id = %(tenant)s AND next.day <= now.today AND next.day < engine.until
+             AND NOT EXISTS (SELECT FROM accrual_run r
+                             WHERE r.tenant_id = p.tenant_id AND r.program_id = p.id AND r.finished_at IS NULL)
+           ORDER BY p.id""",
+    )
+
+
+def idle_runs(cursor: CursorWrapper) -> list[str]:
+    """The runs that have not ended and that nobody has brought on for a while, the oldest first."""
+    rows = _rows(
+        cursor,
+        """SELECT r.id::text FROM accrual_run r
+           WHERE r.tenant_id = %(tenant)s AND r.finished_at IS NULL
+             AND greatest(r.requested_at, r.started_at,
+                          (SELECT max(c.done_at) FROM accrual_chunk c WHERE c.tenant_id = r.tenant_id AND c.run_id = r.id))
+                 < clock_timestamp() - interval '10 seconds'
+           ORDER BY r.requested_at""",
+    )
+    return [run_id for (run_id,) in rows]
+
+
 # --- Payoff ----------------------------------------------------------------------------------------------------------
 
 
@@ -624,7 +778,8 @@ def payoff(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> tuple[dict[st
     if found is None:
         return None
     amounts = {role: found.by_role.get(role, 0) for role in STATED}
-    accrued = max(unposted_interest(cursor, loan_id=loan_id, through=as_of), -amounts["interest"])
+    counted, posted, _ = interest_counted(cursor, loan_id=loan_id, through=as_of)
+    accrued = max(counted - posted, -amounts["interest"])
     return {
         "loan_id": loan_id,
         "currency": found.currency,
@@ -635,68 +790,33 @@ def payoff(cursor: CursorWrapper, *, loan_id: str, as_of: date) -> tuple[dict[st
     }, found.version
 
 
-def unposted_interest(cursor: CursorWrapper, *, loan_id: str, through: date) -> int:
-    """What a loan's interest through a date, as the engine counts it, is above what accruals have posted of it. Zero when a
-    client accrues. Needs a snapshot."""
-    found = _engine_terms(cursor, loan_id, through)
-    if found is None:
-        return 0
-    terms, opened_on, since = found
-    movements = _rows(
-        cursor,
-        """SELECT j.effective_at, sum(CASE j.direction WHEN a.normal_side THEN j.amount_minor ELSE -j.amount_minor END)::bigint
-           FROM journal_line j
-           JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
-           WHERE j.tenant_id = %(tenant)s AND j.loan_id = %(loan)s AND j.layer = %(layer)s AND a.role = 'principal'
-           GROUP BY j.effective_at""",
-        loan=loan_id,
-        layer=SETTLED,
-    )
-    ((posted,),) = _rows(
-        cursor,
-        """SELECT coalesce(sum(x.interest_minor), 0)::bigint FROM loan_accrual x
-           WHERE x.tenant_id = %(tenant)s AND x.loan_id = %(loan)s
-             AND x.accrual_date > %(since)s AND x.accrual_date <= %(through)s
-             AND NOT EXISTS (SELECT FROM journal_entry r WHERE r.tenant_id = x.tenant_id AND r.reverses_entry_id = x.entry_id)""",
-        loan=loan_id,
-        since=since,
-        through=through,
-    )
-    return rounded(interest_by_terms(movements, terms, opened_on, since, through)) - int(posted)
-
-
-def _engine_terms(cursor: CursorWrapper, loan_id: str, through: date) -> tuple[list[Terms], date, date] | None:
-    """A loan's terms up to a date, its opening, and the date from which on the engine counts: the opening, or the day before
-    the engine's first accrual when a client accrued until then. None when a client accrues on the date."""
+def interest_counted(cursor: CursorWrapper, *, loan_id: str, through: date) -> tuple[int, int, int]:
+    """A loan's interest from its opening through a date as the engine counts it; what the engine has posted of dates up to it;
+    and what in all. Minor units. All zero when the engine has never accrued its program; where terms are missing nothing can be
+    counted, and it is what has been posted. Needs a snapshot or the loan's lock."""
     rows = _rows(
         cursor,
-        f"""SELECT change.since, pt.accrual_mode, l.opened_on,
-                   coalesce(({_OWN_TERMS.format(member="annual_rate_bps", on="change.since")}), pt.annual_rate_bps),
-                   coalesce(({_OWN_TERMS.format(member="day_count_convention", on="change.since")}), p.day_count_convention)
-            FROM loan l
-            JOIN program p ON p.tenant_id = l.tenant_id AND p.id = l.program_id
-            CROSS JOIN LATERAL (
-                SELECT l.opened_on AS since
-                UNION SELECT t.effective_at FROM program_terms t
-                WHERE t.tenant_id = l.tenant_id AND t.program_id = l.program_id AND t.effective_at > l.opened_on
-                UNION SELECT t.effective_at FROM loan_terms t
-                WHERE t.tenant_id = l.tenant_id AND t.loan_id = l.id AND t.effective_at > l.opened_on) change
-            CROSS JOIN LATERAL (
-                SELECT t.annual_rate_bps, t.accrual_mode FROM program_terms t
-                WHERE t.tenant_id = l.tenant_id AND t.program_id = l.program_id AND t.effective_at <= change.since
-                ORDER BY t.effective_at DESC, t.id DESC LIMIT 1) pt
-            WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s AND change.since <= %(through)s
-            ORDER BY change.since""",
+        """SELECT coalesce(minor_units(loan_interest(l.tenant_id, l.id, %(through)s, l.version)),
+                           l.interest_posted_minor)::bigint,
+                  l.interest_posted_minor - CASE WHEN l.accrued_through > %(through)s THEN (
+                      SELECT coalesce(sum(x.interest_minor), 0) FROM loan_accrual x
+                      WHERE x.tenant_id = l.tenant_id AND x.loan_id = l.id AND x.accrual_date > %(through)s
+                        AND x.since IS NOT NULL
+                        AND NOT EXISTS (SELECT FROM journal_entry r
+                                        WHERE r.tenant_id = x.tenant_id AND r.reverses_entry_id = x.entry_id)) ELSE 0 END,
+                  l.interest_posted_minor
+           FROM loan l WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s""",
         loan=loan_id,
         through=through,
     )
-    if not rows or rows[-1][1] != "engine":
-        return None
-    opened_on = since = rows[0][2]
-    for (_, before, *_), (day, mode, *_) in pairwise(rows):
-        if before != mode == "engine":
-            since = day - timedelta(days=1)
-    return [Terms(day, rate, convention) for day, _, _, rate, convention in rows], opened_on, since
+    counted, posted_by_then, posted = rows[0] if rows else (0, 0, 0)
+    return counted, int(posted_by_then), posted
+
+
+def unposted_interest(cursor: CursorWrapper, *, loan_id: str, through: date) -> int:
+    """What a loan's interest through a date is above all that the engine has posted: what has to be posted if it ends then."""
+    counted, _, posted = interest_counted(cursor, loan_id=loan_id, through=through)
+    return counted - posted
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,11 @@ class LoanStateName(Choice):
     schema = _choice_schema(*choices)
 
 
+class RunState(Choice):
+    choices = ("queued", "running", "complete", "complete_with_exceptions")
+    schema = _choice_schema(*choices)
+
+
 class ReasonCode(Choice):
     choices = ("error_correction", "duplicate", "fraud", "customer_dispute", "bank_return", "other")
     schema = _choice_schema(*choices)
@@ -250,6 +255,17 @@ class AccrualBatch(Request):
     loans: Annotated[list[AccrualItem], Meta(min_length=1, max_length=MAX_BATCH_LOANS)]
 
 
+class NewAccrualRun(Request):
+    accrual_date: IsoDate
+
+
+class NewAccrualPause(Request):
+    """From the first date to the last, both included; without a last one until another pause from the same date says it."""
+
+    from_date: IsoDate
+    to_date: IsoDate | UnsetType = UNSET
+
+
 class NewReturn(Request):
     effective_at: IsoDate
     return_code: ReturnCode
@@ -391,20 +407,20 @@ class Page(Request):
     page_token: PageToken | UnsetType = UNSET
 
 
-class HistoryQuery(Request):
+class HistoryQuery(Page):
     from_date: IsoDate | UnsetType = UNSET
     to_date: IsoDate | UnsetType = UNSET
     event_type: Kind | UnsetType = UNSET
-    page_size: PageSize | UnsetType = UNSET
-    page_token: PageToken | UnsetType = UNSET
 
 
-class LoansQuery(Request):
+class LoansQuery(Page):
     program_id: Uuid | UnsetType = UNSET
     borrower_id: Uuid | UnsetType = UNSET
     state: LoanStateName | UnsetType = UNSET
-    page_size: PageSize | UnsetType = UNSET
-    page_token: PageToken | UnsetType = UNSET
+
+
+class RunsQuery(Page):
+    program_id: Uuid | UnsetType = UNSET
 
 
 class AsOfQuery(Request):
@@ -595,6 +611,47 @@ class BatchOutcome(Answer):
 class BatchDone(Answer):
     mode: BatchMode
     items: list[BatchOutcome]
+
+
+class AccrualRun(Answer):
+    """A run's state and figures, as far as it is."""
+
+    accrual_run_id: Uuid
+    program_id: Uuid
+    accrual_date: IsoDate
+    state: RunState
+    loan_count: int
+    accrued_count: int
+    exception_count: int
+    total_accrued_minor: Signed
+    started_at: Timestamp | UnsetType = UNSET
+    finished_at: Timestamp | UnsetType = UNSET
+
+
+class AccrualException(Answer):
+    """A loan that the run could not accrue, and why."""
+
+    loan_id: Uuid
+    code: str
+    detail: str
+
+
+class AccrualRunDetail(AccrualRun, kw_only=True):
+    """With the loans that could not be accrued, the first thousand of them in order of id."""
+
+    exceptions: list[AccrualException]
+
+
+class AccrualRunPage(Answer):
+    items: list[AccrualRun]
+    next_page_token: PageToken | UnsetType = UNSET
+
+
+class AccrualPause(Answer):
+    loan_id: Uuid
+    from_date: IsoDate
+    created_at: Timestamp
+    to_date: IsoDate | UnsetType = UNSET
 
 
 class Program(Answer):

@@ -52,6 +52,8 @@ class LoanState:
     # Asked for when a return or a reversal needs them: suspense allocations in force, newest first; recoveries in force.
     allocations: tuple[AllocationState, ...] = ()
     recovered: bool = False
+    # Asked for when the loan is to end: interest that the engine has counted and not posted; below zero when it posted too much.
+    unposted_minor: int = 0
 
     def waterfall_on(self, day: date) -> tuple[str, ...]:
         """The order in which a payment of that day meets what is owed."""

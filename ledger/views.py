@@ -18,9 +18,9 @@ from hpts.auth import OF_ITS_ITEMS, caller
 from hpts.fields import given
 from hpts.oauth import covers
 from hpts.openapi import Shape, View, operation
-from hpts.pagination import DEFAULT_PAGE_SIZE, page_token, position_of
+from hpts.pagination import Paging
 from hpts.pipeline import Statement
-from hpts.problems import FieldProblem, InvalidPageToken, NotFound, Problem, ValidationFailed
+from hpts.problems import FieldProblem, NotFound, Problem, ValidationFailed
 from hpts.rendering import answer
 from hpts.tenancy import SNAPSHOT, tenant_transaction
 from hpts.views import APIViewSet, correlation_of
@@ -57,10 +57,12 @@ from ledger.errors import (
 )
 from ledger.events import SETTLED
 from ledger.idempotency import Answer, Call, fingerprint, once, read_key
-from ledger.operations import Write
+from ledger.operations import Write, in_order
 from ledger.posting import Origin, Posting, Touches, opened
 
 S = TypeVar("S", bound=msgspec.Struct)
+
+SHOWN_EXCEPTIONS = 1_000
 
 # What every posting may be refused for, and every body that moves money of a loan.
 DATED = (EffectiveDateRefused, PeriodClosed, AmountOutOfRange)
@@ -73,7 +75,7 @@ class LedgerViewSet(APIViewSet):
     """What the ledger's views share: the call of a write, the transaction of a read, pages."""
 
     def write(self, request: Request, write: Write[Any]) -> HttpResponse:
-        """Read the body, run the operation once for its key, and answer 201, or 200 with the first answer on a replay."""
+        """Read the body, run the operation once for its key, and answer, with 200 and the first answer on a replay."""
         call, body = self.call(request, write.shape)
         expected = request.META.get("HTTP_IF_MATCH")
 
@@ -83,7 +85,7 @@ class LedgerViewSet(APIViewSet):
 
         touches = write.touches(body, self.kwargs)
         done = once(call, touches, guarded)
-        response = _done(done)
+        response = answered(done, write.status)
         version = self._version_after(request, done.posting, write.loan(body, self.kwargs), touches)
         if version is not None:
             response["ETag"] = etag(version)
@@ -131,9 +133,13 @@ class LedgerViewSet(APIViewSet):
         with tenant_transaction(caller(request).tenant_id, first=first) as cursor:
             yield cursor
 
-    def page_scope(self, request: Request, *filters: object) -> list[str | None]:
-        """What a page token is bound to: tenant, list, filters."""
-        return [caller(request).tenant_id, type(self).__name__, *(None if f is None else str(f) for f in filters)]
+    def paging(
+        self, request: Request, query: shapes.Page, *filters: object, order: tuple[type[str | int], ...] = (str,)
+    ) -> Paging:
+        """The page of a list that a query asks for. Its token is bound to tenant, list and filters; `order` says of what
+        types the list's order is."""
+        scope = [caller(request).tenant_id, type(self).__name__, *(None if f is None else str(f) for f in filters)]
+        return Paging.asked(given(query.page_token), given(query.page_size), scope, *order)
 
 
 def posts(
@@ -147,13 +153,20 @@ def posts(
 ) -> Callable[[View], View]:
     """Declare a view of a write for the API document: name and body are the operation's own."""
     return operation(
-        write.operation_id, tag, request=write.shape, answer=answer, returns=returns, refuses=refuses, etag=etag
+        write.operation_id,
+        tag,
+        request=write.shape,
+        answer=answer,
+        returns=returns,
+        refuses=refuses,
+        etag=etag,
+        status=write.status,
     )
 
 
-def _done(done: Answer) -> HttpResponse:
-    """201 with the answer, or 200 with the first one on a replay."""
-    response = answer(done.body, 200 if done.replayed else 201)
+def answered(done: Answer, status: int = 201) -> HttpResponse:
+    """The answer, or 200 with the first one on a replay."""
+    response = answer(done.body, 200 if done.replayed else status)
     if done.replayed:
         response["Idempotency-Replayed"] = "true"
     return response
@@ -278,6 +291,58 @@ class Accruals(LedgerViewSet):
         return self.write(request, ops.create_accrual_batch)
 
 
+class AccrualRuns(LedgerViewSet):
+    """The engine's nightly work. Chunks are done by workers; these views look, and ask for it."""
+
+    scopes: ClassVar = {
+        "create": ops.start_accrual_run.scope,
+        "list": "hpts:ledger:read",
+        "retrieve": "hpts:ledger:read",
+    }
+
+    @posts(
+        ops.start_accrual_run,
+        "accruals",
+        answer=shapes.AccrualRun,
+        returns="The run, as far as it is",
+        refuses=(EffectiveDateRefused, PeriodClosed, AccrualModeRefuses),
+    )
+    def create(self, request: Request, program_id: str) -> HttpResponse:
+        """Accrue a program's loans for a date.
+
+        Brings every loan to the date, also what late payments and new rates have changed. There is one run for each program and
+        date: asked for again it visits what is left. The schedule makes one each night.
+        """
+        return self.write(request, ops.start_accrual_run)
+
+    @operation(
+        "listAccrualRuns",
+        "accruals",
+        query=shapes.RunsQuery,
+        answer=shapes.AccrualRunPage,
+        returns="Page of runs, the latest date first",
+    )
+    def list(self, request: Request) -> HttpResponse:
+        """The tenant's accrual runs."""
+        query = self.query(request, shapes.RunsQuery)
+        program_id = given(query.program_id)
+        paging = self.paging(request, query, program_id, order=(str, str))
+        with self.read(request) as cursor:
+            found = queries.accrual_runs(cursor, program_id=program_id, after=paging.after, limit=paging.limit)
+        return answer(paging.page(found, "accrual_date", "accrual_run_id"))
+
+    @operation("getAccrualRun", "accruals", answer=shapes.AccrualRunDetail, returns="The run")
+    def retrieve(self, request: Request, accrual_run_id: str) -> HttpResponse:
+        """One accrual run, with the loans that it could not accrue."""
+        self.query(request, shapes.NoQuery)
+        with self.read(request, first=SNAPSHOT) as cursor:
+            found = queries.accrual_run(cursor, run_id=accrual_run_id)
+            if found is None:
+                raise NotFound(f"There is no accrual run {accrual_run_id}.")
+            found["exceptions"] = queries.accrual_exceptions(cursor, run_id=accrual_run_id, limit=SHOWN_EXCEPTIONS)
+        return answer(found)
+
+
 class Reversals(LedgerViewSet):
     scopes: ClassVar = {"create": ops.create_reversal.scope}
 
@@ -358,7 +423,8 @@ class Programs(LedgerViewSet):
     def terms(self, request: Request, program_id: str) -> HttpResponse:
         """Change a program's terms from a date on.
 
-        What is left out stays as it is. Terms are never edited: of two for one date the later one holds.
+        What is left out stays as it is. Terms are never edited: of two for one date the later one holds. Who accrues can change
+        from a date on for which nobody has accrued yet; a new rate that dates back is carried by the next accrual run.
         """
         return self.write(request, ops.change_program_terms)
 
@@ -366,12 +432,10 @@ class Programs(LedgerViewSet):
     def list(self, request: Request) -> HttpResponse:
         """The tenant's programs."""
         query = self.query(request, shapes.Page)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request)
-        after = _after(given(query.page_token), scope)
+        paging = self.paging(request, query)
         with self.read(request) as cursor:
-            found = queries.programs(cursor, on=queries.today(cursor), after=after, limit=size + 1)
-        return answer(_page(found, size, scope, "program_id"))
+            found = queries.programs(cursor, on=queries.today(cursor), after=paging.after, limit=paging.limit)
+        return answer(paging.page(found, "program_id"))
 
     @operation("getProgram", "programs", answer=shapes.Program, returns="The program")
     def retrieve(self, request: Request, program_id: str) -> HttpResponse:
@@ -418,9 +482,7 @@ class Loans(LedgerViewSet):
         """The tenant's loans, by program, borrower and state."""
         query = self.query(request, shapes.LoansQuery)
         filters = (given(query.program_id), given(query.borrower_id), given(query.state))
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request, *filters)
-        after = _after(given(query.page_token), scope)
+        paging = self.paging(request, query, *filters)
         with self.read(request) as cursor:
             found = queries.loans(
                 cursor,
@@ -428,10 +490,10 @@ class Loans(LedgerViewSet):
                 program_id=filters[0],
                 borrower_id=filters[1],
                 state=filters[2],
-                after=after,
-                limit=size + 1,
+                after=paging.after,
+                limit=paging.limit,
             )
-        return answer(_page(found, size, scope, "loan_id"))
+        return answer(paging.page(found, "loan_id"))
 
     @operation("getLoan", "loans", answer=shapes.Loan, returns="The loan", etag=True)
     def retrieve(self, request: Request, loan_id: str) -> HttpResponse:
@@ -457,10 +519,8 @@ class Loans(LedgerViewSet):
         """Paginated journal history for a loan."""
         query = self.query(request, shapes.HistoryQuery)
         from_date, to_date, kind = given(query.from_date), given(query.to_date), given(query.event_type)
-        _check_order("from_date", from_date, "to_date", to_date)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request, loan_id, from_date, to_date, kind)
-        after = _after(given(query.page_token), scope, int)
+        in_order("from_date", from_date, "to_date", to_date)
+        paging = self.paging(request, query, loan_id, from_date, to_date, kind, order=(int,))
         with self.read(request) as cursor:
             version = queries.loan_version(cursor, loan_id=loan_id)
             if version is None:
@@ -471,13 +531,10 @@ class Loans(LedgerViewSet):
                 from_date=from_date,
                 to_date=to_date,
                 kind=kind,
-                after=after or 0,
-                limit=size + 1,
+                after=paging.after or 0,
+                limit=paging.limit,
             )
-        more = len(found) > size
-        page = found[:size]
-        tail = f',"next_page_token":"{page_token(scope, [page[-1].version])}"' if more else ""
-        response = answer(f'{{"items":[{",".join(item.body for item in page)}]{tail}}}')
+        response = answer(paging.text([(item.body, item.version) for item in found]))
         response["ETag"] = etag(version)
         return response
 
@@ -582,7 +639,7 @@ class Loans(LedgerViewSet):
         """
         query = self.query(request, shapes.StatementQuery)
         from_date, to_date = given(query.from_date), given(query.to_date)
-        _check_order("from_date", from_date, "to_date", to_date)
+        in_order("from_date", from_date, "to_date", to_date)
         with self.read(request) as cursor:
             until = to_date or max(queries.today(cursor), from_date or date.min)
             found = queries.statement(cursor, loan_id=loan_id, since=from_date, until=until)
@@ -607,7 +664,7 @@ class Loans(LedgerViewSet):
         """
         query = self.query(request, shapes.ChangesQuery)
         earlier, later = query.from_known_at, query.to_known_at
-        _check_order("from_known_at", datetime.fromisoformat(earlier), "to_known_at", datetime.fromisoformat(later))
+        in_order("from_known_at", datetime.fromisoformat(earlier), "to_known_at", datetime.fromisoformat(later))
         with self.read(request) as cursor:
             as_of = given(query.as_of_date) or queries.today(cursor)
             found = queries.balance_changes(cursor, loan_id=loan_id, as_of=as_of, known_after=earlier, known_at=later)
@@ -626,6 +683,7 @@ class Servicing(LedgerViewSet):
         "recovery": ops.record_recovery.scope,
         "refinance": ops.refinance_loan.scope,
         "restructure": ops.restructure_loan.scope,
+        "accrual_pause": ops.pause_accrual.scope,
         "suspense_allocation": ops.allocate_suspense.scope,
         "replan": ops.replan_loan.scope,
     }
@@ -723,6 +781,22 @@ class Servicing(LedgerViewSet):
         return self.write(request, ops.restructure_loan)
 
     @posts(
+        ops.pause_accrual,
+        "servicing",
+        answer=shapes.AccrualPause,
+        returns="Pause recorded",
+        etag=True,
+        refuses=(EffectiveDateRefused, PeriodClosed, LoanChanged),
+    )
+    def accrual_pause(self, request: Request, loan_id: str) -> HttpResponse:
+        """Pause a loan's interest.
+
+        The engine accrues nothing for these dates; what it has accrued of them is taken back by the next run. A pause without an
+        end is ended by another one from the same date.
+        """
+        return self.write(request, ops.pause_accrual)
+
+    @posts(
         ops.allocate_suspense,
         "payments",
         answer=shapes.SuspenseAllocated,
@@ -776,7 +850,7 @@ class Batches(LedgerViewSet):
         items = _batch_items(body)
         scopes = caller(request).scopes
         run = batch.all_or_nothing if body.mode == "atomic" else batch.one_by_one
-        return _done(run(call, items, lambda scope: covers(scopes, scope)))
+        return answered(run(call, items, lambda scope: covers(scopes, scope)))
 
 
 def _batch_items(body: shapes.NewBatch) -> list[batch.Item]:
@@ -905,23 +979,10 @@ class Periods(LedgerViewSet):
     def list(self, request: Request) -> HttpResponse:
         """Closed periods, the latest first."""
         query = self.query(request, shapes.Page)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request)
-        before = _after(given(query.page_token), scope)
+        paging = self.paging(request, query)
         with self.read(request) as cursor:
-            found = queries.closed_periods(cursor, before=before, limit=size + 1)
-        more = len(found) > size
-        tail = f',"next_page_token":"{page_token(scope, [found[size - 1][0].isoformat()])}"' if more else ""
-        return answer(f'{{"items":[{",".join(body for _, body in found[:size])}]{tail}}}')
-
-
-def _check_order(first: str, earlier: date | None, second: str, later: date | None) -> None:
-    """Refuse a range that ends before it begins."""
-    if earlier is not None and later is not None and earlier > later:
-        raise ValidationFailed(
-            "One or more fields are not valid.",
-            [FieldProblem(first, "out_of_range", f"{first} is after {second}.")],
-        )
+            found = queries.closed_periods(cursor, before=paging.after, limit=paging.limit)
+        return answer(paging.text([(body, through.isoformat()) for through, body in found]))
 
 
 def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse:
@@ -938,21 +999,3 @@ def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse
     )
     response["ETag"] = etag(found.version)
     return response
-
-
-def _after(token: str | None, scope: list[str | None], kind: type[Any] = str) -> Any:
-    """The position after which a page begins, None for the first."""
-    if token is None:
-        return None
-    (position,) = position_of(token, scope)
-    if not isinstance(position, kind):
-        raise InvalidPageToken("This list has not given out this page token.")
-    return position
-
-
-def _page(found: list[dict[str, Any]], size: int, scope: list[str | None], name: str) -> dict[str, Any]:
-    """Items and, when the query found one more than a page holds, the next page's token."""
-    page: dict[str, Any] = {"items": found[:size]}
-    if len(found) > size:
-        page["next_page_token"] = page_token(scope, [found[size - 1][name]])
-    return page

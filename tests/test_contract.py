@@ -74,6 +74,17 @@ SCOPES = {
     "getAccountBalance": "hpts:balances:read",
     "getTrialBalance": "hpts:balances:read",
     "listAccounts": "hpts:balances:read",
+    "startAccrualRun": "hpts:accruals:write",
+    "listAccrualRuns": "hpts:ledger:read",
+    "getAccrualRun": "hpts:ledger:read",
+    "pauseAccrual": "hpts:admin:servicing",
+    "getReconciliationStatus": "hpts:reconciliation:read",
+    "importStatement": "hpts:admin:reconciliation",
+    "getBankStatement": "hpts:reconciliation:read",
+    "listBreaks": "hpts:reconciliation:read",
+    "resolveBreak": "hpts:admin:reconciliation",
+    "createReconciliationRun": "hpts:admin:reconciliation",
+    "listReconciliationRuns": "hpts:reconciliation:read",
     "createWebhookEndpoint": "hpts:admin:webhooks",
     "listWebhookEndpoints": "hpts:admin:webhooks",
     "getWebhookEndpoint": "hpts:admin:webhooks",
@@ -263,9 +274,10 @@ def test_every_post_takes_a_key_and_answers_the_first_time_and_a_replay(doc: Jso
     for path, method, operation in operations(doc):
         assert (key in operation.get("parameters", [])) == (method == "post"), path
         if method == "post":
-            assert {"200", "201"} <= operation["responses"].keys(), path
+            (first,) = operation["responses"].keys() & {"201", "202"}
+            assert "200" in operation["responses"], path
             assert "Idempotency-Replayed" in operation["responses"]["200"]["headers"], path
-            assert operation["responses"]["200"]["content"] == operation["responses"]["201"]["content"], path
+            assert operation["responses"]["200"]["content"] == operation["responses"][first]["content"], path
 
 
 def test_the_documented_pattern_of_a_key_is_the_one_that_is_checked(doc: Json) -> None:

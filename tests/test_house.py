@@ -14,6 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 
+import reconciliation.errors  # noqa: F401 (the catalogue of problems has what has been imported)
 from hpts import problems
 from ledger.events import EventKind
 from ledger.rules import RULES

@@ -83,7 +83,7 @@ class Secret(str, Wire):
 
     @classmethod
     def parse(cls, value: object) -> Any:
-        raise NotImplementedError("Nobody sends us secrets.")
+        raise FieldError("unknown_field", "A secret is made here, never sent.")
 
 
 # --- Requests --------------------------------------------------------------------------------------------------------

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from celery import shared_task
-
+from hpts.celery import app
 from hpts.tenancy import tenant_transaction
 from ledger.proof import tenants
 from webhooks import delivery
@@ -14,7 +13,7 @@ KEPT_DAYS = 31
 BATCH = 5_000
 
 
-@shared_task(name="webhooks.purge_deliveries")  # type: ignore[untyped-decorator]
+@app.task(name="webhooks.purge_deliveries")
 def purge_deliveries() -> None:
     """Remove deliveries that ended a month ago, in short transactions. Run twice at once it does no harm."""
     before = datetime.now(UTC) - timedelta(days=KEPT_DAYS)

@@ -23,7 +23,7 @@ from hpts.tenancy import tenant_transaction
 from ledger.idempotency import Call, once
 from ledger.posting import Posting, Touches
 from ledger.serializers import NoQuery, Page
-from ledger.views import LedgerViewSet, _after, _done, _page
+from ledger.views import LedgerViewSet, answered
 from webhooks import delivery, operations, queries, signing, targets
 from webhooks import serializers as shapes
 
@@ -55,7 +55,7 @@ class WebhookViewSet(LedgerViewSet):
 
     def once(self, call: Call, work: Callable[[CursorWrapper], Members]) -> HttpResponse:
         """Run the operation once for its key, as every POST."""
-        return _done(once(call, NO_POSTING, lambda posting: work(posting.cursor)))
+        return answered(once(call, NO_POSTING, lambda posting: work(posting.cursor)))
 
     def once_with_secret(self, call: Call, work: Callable[[CursorWrapper, str], Members]) -> HttpResponse:
         """As `once()`; the first answer, and no other, says the secret too: what is kept with the key does not hold it."""
@@ -66,7 +66,7 @@ class WebhookViewSet(LedgerViewSet):
 
         done = once(call, NO_POSTING, run)
         if done.replayed:
-            return _done(done)
+            return answered(done)
         return answer({**msgspec.json.decode(done.body), "secret": secret}, 201)
 
 
@@ -106,12 +106,10 @@ class WebhookEndpoints(WebhookViewSet):
     def list(self, request: Request) -> HttpResponse:
         """The tenant's webhook endpoints."""
         query = self.query(request, Page)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
-        scope = self.page_scope(request)
-        after = _after(given(query.page_token), scope)
+        paging = self.paging(request, query)
         with self.read(request) as cursor:
-            found = queries.endpoints(cursor, after=after, limit=size + 1)
-        return answer(_page(found, size, scope, "webhook_endpoint_id"))
+            found = queries.endpoints(cursor, after=paging.after, limit=paging.limit)
+        return answer(paging.page(found, "webhook_endpoint_id"))
 
     @operation("getWebhookEndpoint", "webhooks", answer=shapes.WebhookEndpoint, returns="The endpoint")
     def retrieve(self, request: Request, webhook_endpoint_id: str) -> HttpResponse:
@@ -226,15 +224,13 @@ class WebhookDeliveries(WebhookViewSet):
         ended is kept for 30 days.
         """
         query = self.query(request, shapes.DeliveriesQuery)
-        size = given(query.page_size) or DEFAULT_PAGE_SIZE
         endpoint_id, state, kind = given(query.webhook_endpoint_id), given(query.state), given(query.event_type)
-        scope = self.page_scope(request, endpoint_id, state, kind)
-        before = _after(given(query.page_token), scope)
+        paging = self.paging(request, query, endpoint_id, state, kind)
         with self.read(request) as cursor:
             found = queries.deliveries(
-                cursor, endpoint_id=endpoint_id, state=state, event_type=kind, before=before, limit=size + 1
+                cursor, endpoint_id=endpoint_id, state=state, event_type=kind, before=paging.after, limit=paging.limit
             )
-        return answer(_page(found, size, scope, "delivery_id"))
+        return answer(paging.page(found, "delivery_id"))
 
     @operation(
         "redeliverWebhook",

@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from django.core.management.base import CommandError
 from rich.console import Console, RenderableType
-from rich.progress import track
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn, track
 
 from hpts import fields
 from ledger.queries import tenant_is_active
@@ -31,6 +31,23 @@ def bar(items: Iterable[T], title: str, *, total: int, shown: bool = True) -> It
     """The items, with a progress bar on the terminal while they are worked on. It never touches the standard output."""
     shown = shown and sys.stderr.isatty()
     return track(items, title, total=total, console=Console(stderr=True), disable=not shown, transient=True)
+
+
+def progress(title: str, steps: Iterable[tuple[int, int]], *, shown: bool = True) -> None:
+    """Follow (done, in all) on the terminal until the steps end. It never touches the standard output."""
+    shown = shown and sys.stderr.isatty()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not shown,
+        transient=True,
+    ) as shown_progress:
+        task = shown_progress.add_task(title, total=None)
+        for done, total in steps:
+            shown_progress.update(task, completed=done, total=total or None)
 
 
 def drawn(*parts: RenderableType) -> str:

@@ -12,6 +12,9 @@ ALTER TABLE public.program_terms DROP CONSTRAINT program_terms_pkey,
 ALTER TABLE public.loan DROP CONSTRAINT loan_pkey, ADD CONSTRAINT loan_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE public.loan_terms DROP CONSTRAINT loan_terms_pkey,
     ADD CONSTRAINT loan_terms_pkey PRIMARY KEY (tenant_id, loan_id, id);
+ALTER TABLE public.accrual_pause DROP CONSTRAINT accrual_pause_pkey,
+    ADD CONSTRAINT accrual_pause_pkey PRIMARY KEY (tenant_id, loan_id, id);
+ALTER TABLE public.accrual_run DROP CONSTRAINT accrual_run_pkey, ADD CONSTRAINT accrual_run_pkey PRIMARY KEY (tenant_id, id);
 ALTER TABLE public.journal_entry DROP CONSTRAINT journal_entry_pkey,
     ADD CONSTRAINT journal_entry_pkey PRIMARY KEY (tenant_id, id);
 
@@ -31,16 +34,23 @@ ALTER TABLE public.journal_entry ADD CONSTRAINT journal_entry_settles
     FOREIGN KEY (tenant_id, settles_entry_id) REFERENCES public.journal_entry (tenant_id, id);
 ALTER TABLE public.loan_balance ADD CONSTRAINT loan_balance_loan
     FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
-ALTER TABLE public.loan_accrual ADD CONSTRAINT loan_accrual_loan
+ALTER TABLE public.accrual_pause ADD CONSTRAINT accrual_pause_loan
     FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
-ALTER TABLE public.loan_accrual ADD CONSTRAINT loan_accrual_entry
-    FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
+ALTER TABLE public.accrual_run ADD CONSTRAINT accrual_run_program
+    FOREIGN KEY (tenant_id, program_id) REFERENCES public.program (tenant_id, id);
+ALTER TABLE public.accrual_chunk ADD CONSTRAINT accrual_chunk_run
+    FOREIGN KEY (tenant_id, run_id) REFERENCES public.accrual_run (tenant_id, id);
+ALTER TABLE public.accrual_exception ADD CONSTRAINT accrual_exception_run
+    FOREIGN KEY (tenant_id, run_id) REFERENCES public.accrual_run (tenant_id, id);
+ALTER TABLE public.accrual_exception ADD CONSTRAINT accrual_exception_loan
+    FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan (tenant_id, id);
 ALTER TABLE public.outbox_message ADD CONSTRAINT outbox_message_entry
     FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
 
--- The rows that each posting updates keep room on their page, so that the update touches no index.
-ALTER TABLE public.loan SET (fillfactor = 70);
-ALTER TABLE public.loan_balance SET (fillfactor = 70);
+-- The rows that each posting updates keep room on their page, so that the update touches no index: a second version of all of
+-- them, because a night's accrual updates every one.
+ALTER TABLE public.loan SET (fillfactor = 48);
+ALTER TABLE public.loan_balance SET (fillfactor = 48);
 
 -- 2. Nothing in the books changes ------------------------------------------------------------------------------------
 CREATE FUNCTION public.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -56,14 +66,14 @@ DECLARE
 BEGIN
     -- Rows that never change.
     FOREACH name IN ARRAY ARRAY['program', 'program_terms', 'loan_terms', 'journal_entry', 'journal_line',
-                                'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close']
+                                'loan_accrual', 'accrual_pause', 'idempotency_key', 'outbox_message', 'period_close']
     LOOP
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE OR DELETE OR TRUNCATE ON public.%I '
                        'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_append_only', name);
         EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || '_append_only');
     END LOOP;
     -- Rows that move, and never go.
-    FOREACH name IN ARRAY ARRAY['tenant', 'gl_account', 'loan', 'loan_balance']
+    FOREACH name IN ARRAY ARRAY['tenant', 'gl_account', 'loan', 'loan_balance', 'accrual_run', 'accrual_chunk']
     LOOP
         EXECUTE format('CREATE TRIGGER %I BEFORE DELETE OR TRUNCATE ON public.%I '
                        'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_never_goes', name);
@@ -81,6 +91,14 @@ CREATE TRIGGER loan_identity_stays
 CREATE TRIGGER loan_balance_identity
     BEFORE UPDATE OF tenant_id, loan_id, account_code, layer, currency, floored ON public.loan_balance
     FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+CREATE TRIGGER accrual_run_identity
+    BEFORE UPDATE OF tenant_id, id, program_id, accrual_date, requested_at ON public.accrual_run
+    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+CREATE TRIGGER accrual_chunk_identity
+    BEFORE UPDATE OF tenant_id, run_id, number, after_id ON public.accrual_chunk
+    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+ALTER TABLE public.accrual_run ENABLE ALWAYS TRIGGER accrual_run_identity;
+ALTER TABLE public.accrual_chunk ENABLE ALWAYS TRIGGER accrual_chunk_identity;
 ALTER TABLE public.gl_account ENABLE ALWAYS TRIGGER gl_account_identity;
 ALTER TABLE public.loan ENABLE ALWAYS TRIGGER loan_identity_stays;
 ALTER TABLE public.loan_balance ENABLE ALWAYS TRIGGER loan_balance_identity;
@@ -116,8 +134,40 @@ DECLARE
     account record;
 BEGIN
     -- Nearly every statement brings one entry in one currency on one layer. When it is sound, one look says so; whatever
-    -- is not plainly sound is looked at in full below. FILTER counts what is true, so that NULL never passes.
-    SELECT l.tenant_id, l.entry_id, l.effective_at, l.currency, l.layer INTO one FROM new_line l LIMIT 1;
+    -- is not plainly sound is looked at in full below. FILTER counts what is true, so that NULL never passes. The many lines of
+    -- an accrual look each account and each loan up once; for a few it would cost more than it saves.
+    SELECT l.tenant_id, l.entry_id, l.effective_at, l.currency, l.layer, (SELECT count(*) FROM new_line) > 100 AS many
+    INTO one FROM new_line l LIMIT 1;
+    IF one.many THEN
+        SELECT e.created_xid = pg_current_xact_id() AND e.effective_at = one.effective_at AND e.line_count = l.lines
+               AND l.sound = l.lines AND l.first = 1 AND l.last = l.lines
+               AND l.net = 0 AND l.gross <= 2 * 9223372036854775807::numeric
+               AND NOT EXISTS (
+                   SELECT FROM (SELECT DISTINCT account_code, loan_id IS NOT NULL AS has_loan FROM new_line) n
+                   WHERE NOT EXISTS (SELECT FROM public.gl_account a
+                                     WHERE a.tenant_id = one.tenant_id AND a.code = n.account_code AND a.closed_at IS NULL
+                                       AND (n.has_loan OR NOT a.per_loan) OFFSET 0))
+               AND NOT EXISTS (
+                   SELECT FROM (SELECT DISTINCT loan_id, borrower_id FROM new_line WHERE loan_id IS NOT NULL) n
+                   WHERE NOT EXISTS (SELECT FROM public.loan o
+                                     WHERE o.tenant_id = one.tenant_id AND o.id = n.loan_id
+                                       AND o.borrower_id = n.borrower_id AND o.currency = one.currency OFFSET 0))
+        INTO sound
+        FROM (
+            SELECT count(*) AS lines, min(l.sequence) AS first, max(l.sequence) AS last, sum(l.amount_minor) AS gross,
+                   sum(CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END) AS net,
+                   count(*) FILTER (
+                       WHERE l.tenant_id = one.tenant_id AND l.entry_id = one.entry_id AND l.effective_at = one.effective_at
+                         AND l.currency = one.currency AND l.layer = one.layer
+                         AND public.journal_line_fault(l.sequence, l.amount_minor, l.direction, l.layer, l.currency, l.loan_id,
+                                                       l.borrower_id, l.loan_version) IS NULL) AS sound
+            FROM new_line l) l,
+            public.journal_entry e
+        WHERE e.tenant_id = one.tenant_id AND e.id = one.entry_id;
+        IF sound THEN
+            RETURN NULL;
+        END IF;
+    END IF;
     SELECT e.created_xid = pg_current_xact_id() AND e.effective_at = one.effective_at AND e.line_count = l.lines
            AND l.sound = l.lines AND l.first = 1 AND l.last = l.lines
            AND l.net = 0 AND l.gross <= 2 * 9223372036854775807::numeric
@@ -243,6 +293,11 @@ BEGIN
         RAISE EXCEPTION USING ERRCODE = 'check_violation', CONSTRAINT = fault,
             MESSAGE = format('entry %s violates %s', NEW.id, fault);
     END IF;
+    -- Here, where the document is still as it came: in the table it is compressed.
+    IF NEW.content_hash IS DISTINCT FROM sha256(convert_to(NEW.document, 'UTF8')) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
+            MESSAGE = format('entry %s must come with the hash of its document', NEW.id);
+    END IF;
     RETURN NEW;
 END $$;
 
@@ -254,14 +309,13 @@ ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_form;
 CREATE FUNCTION public.journal_entry_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NEW.created_xid IS DISTINCT FROM pg_current_xact_id()
-       OR NEW.content_hash IS DISTINCT FROM sha256(convert_to(NEW.document, 'UTF8'))
        OR (NEW.posted_at BETWEEN transaction_timestamp() - interval '1 second'
                              AND clock_timestamp() + interval '1 second') IS NOT TRUE
        OR NOT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = NEW.tenant_id AND l.entry_id = NEW.id)
        OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = NEW.tenant_id)
     THEN
         RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
-            MESSAGE = format('entry %s must come with its lines, its hash, this transaction''s id and the clock''s time', NEW.id);
+            MESSAGE = format('entry %s must come with its lines, this transaction''s id and the clock''s time', NEW.id);
     END IF;
     IF NEW.effective_at <= (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = NEW.tenant_id) THEN
         RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
@@ -285,22 +339,38 @@ CREATE TRIGGER journal_entry_wall AFTER INSERT ON public.journal_entry
     FOR EACH ROW EXECUTE FUNCTION public.journal_entry_wall();
 ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_wall;
 
--- A date accrues again only after the entry that accrued it was reversed.
+-- An accrual's dates come with its entry, about loans of the tenant; a date accrues again only after the entry that accrued it
+-- was reversed. Looked at in one go, because a run brings thousands of rows: foreign keys would fire twice for each.
 CREATE FUNCTION public.loan_accrual_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
-    again record;
+    bad record;
 BEGIN
-    FOR again IN SELECT tenant_id, loan_id, accrual_date, revision FROM new_accrual WHERE revision <> 0 LOOP
-        PERFORM FROM public.loan_accrual p
-        WHERE p.tenant_id = again.tenant_id AND p.loan_id = again.loan_id AND p.accrual_date = again.accrual_date
-          AND p.revision = again.revision - 1
-          AND EXISTS (SELECT FROM public.journal_entry r
-                      WHERE r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id);
-        IF NOT FOUND THEN
-            RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
-                MESSAGE = format('loan %s has accrued for %s', again.loan_id, again.accrual_date);
-        END IF;
-    END LOOP;
+    SELECT n.loan_id, n.accrual_date, n.revision INTO bad
+    FROM new_accrual n
+    WHERE NOT EXISTS (SELECT FROM public.loan o WHERE o.tenant_id = n.tenant_id AND o.id = n.loan_id OFFSET 0)
+       OR (n.revision <> 0
+           AND NOT EXISTS (SELECT FROM public.loan_accrual p
+                           JOIN public.journal_entry r ON r.tenant_id = p.tenant_id AND r.reverses_entry_id = p.entry_id
+                           WHERE p.tenant_id = n.tenant_id AND p.loan_id = n.loan_id AND p.accrual_date = n.accrual_date
+                             AND p.revision = n.revision - 1 OFFSET 0))
+    LIMIT 1;
+    IF FOUND AND bad.revision <> 0 THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_once_per_date',
+            MESSAGE = format('loan %s has accrued for %s', bad.loan_id, bad.accrual_date);
+    ELSIF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'foreign_key_violation', CONSTRAINT = 'loan_accrual_loan',
+            MESSAGE = format('there is no loan %s', bad.loan_id);
+    END IF;
+    SELECT n.entry_id INTO bad
+    FROM (SELECT DISTINCT tenant_id, entry_id, accrual_date FROM new_accrual) n
+    WHERE NOT EXISTS (SELECT FROM public.journal_entry e
+                      WHERE e.tenant_id = n.tenant_id AND e.id = n.entry_id AND e.event_type = 'accrual'
+                        AND e.effective_at = n.accrual_date AND e.created_xid = pg_current_xact_id() OFFSET 0)
+    LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
+            MESSAGE = format('entry %s is no accrual of that date that this transaction makes', bad.entry_id);
+    END IF;
     RETURN NULL;
 END $$;
 
@@ -333,7 +403,8 @@ DECLARE
     name text;
 BEGIN
     FOREACH name IN ARRAY ARRAY['tenant', 'program', 'program_terms', 'gl_account', 'loan', 'loan_terms', 'journal_entry',
-                                'journal_line', 'loan_balance', 'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close']
+                                'journal_line', 'loan_balance', 'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close',
+                                'accrual_pause', 'accrual_run', 'accrual_chunk', 'accrual_exception']
     LOOP
         EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
         EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
@@ -349,8 +420,13 @@ END $$;
 -- keys and outbox through record_posting alone.
 GRANT SELECT ON public.tenant, public.program, public.program_terms, public.gl_account, public.loan, public.loan_terms,
     public.journal_entry, public.journal_line, public.loan_balance, public.loan_accrual, public.idempotency_key,
-    public.outbox_message, public.period_close TO hpts_app, hpts_readonly;
+    public.outbox_message, public.period_close, public.accrual_pause, public.accrual_run, public.accrual_chunk,
+    public.accrual_exception TO hpts_app, hpts_readonly;
 GRANT INSERT ON public.tenant, public.program, public.program_terms, public.gl_account, public.loan_terms,
-    public.period_close TO hpts_app;
+    public.period_close, public.accrual_pause, public.accrual_run, public.accrual_chunk, public.accrual_exception TO hpts_app;
 GRANT INSERT (tenant_id, id, borrower_id, program_id, currency, opened_on, principal_limit_minor) ON public.loan TO hpts_app;
 GRANT UPDATE (closed_at, closure_reason) ON public.gl_account TO hpts_app;
+-- A run is work, not books: the application starts it, cuts it into chunks and ends it.
+GRANT UPDATE (actor, correlation_id, started_at, finished_at) ON public.accrual_run TO hpts_app;
+GRANT UPDATE (through_id, done_at) ON public.accrual_chunk TO hpts_app;
+GRANT UPDATE (code, detail), DELETE ON public.accrual_exception TO hpts_app;

@@ -135,7 +135,7 @@ END $$;
 -- statement, as the walls demand.
 --   p_entries  a JSON list, in the order of posting, of pairs: the entry's canonical document (a string), and what the document
 --              does not hold: {settles_entry_id, source_method, external_ref, facts,
---              versions: [per line, its loan's version after the entry or null], loans: [{loan_id, draws, ended_as}], accruals: [{loan_id, revision, interest_minor}]}
+--              versions: [per line, its loan's version after the entry or null], loans: [{loan_id, draws, ended_as, accrued_minor}], accruals: [{loan_id, revision, interest_minor}]}
 --   p_key, p_fingerprint, p_response  the key row, when there is a key
 -- Rows are looked up one by one, by full key (OFFSET 0): a join with the books could be planned on the statistics of an empty
 -- table and stay so until the table is analysed. Plans are made once per session, not once per posting.
@@ -229,13 +229,37 @@ BEGIN
 
         -- What the entry makes of its loans, when it is more than their balances: lent, ended, open again.
         IF v_extra ? 'loans' THEN
-            UPDATE public.loan l SET draws = m.draws, ended_as = m.ended_as
-            FROM jsonb_to_recordset(v_extra->'loans') AS m (loan_id uuid, draws int, ended_as text)
-            WHERE l.tenant_id = v_tenant AND l.id = m.loan_id;
+            -- One by one, too: at most two loans, and never a join.
+            FOR v_row IN
+                SELECT m.* FROM jsonb_to_recordset(v_extra->'loans') AS m (loan_id uuid, draws int, ended_as text, accrued_minor bigint)
+            LOOP
+                UPDATE public.loan
+                SET draws = v_row.draws, ended_as = v_row.ended_as,
+                    interest_posted_minor = interest_posted_minor + coalesce(v_row.accrued_minor, 0)
+                WHERE tenant_id = v_tenant AND id = v_row.loan_id;
+            END LOOP;
         END IF;
         IF (v_entry->>'event_type' = 'accrual') IS DISTINCT FROM (v_extra ? 'accruals') THEN
             RAISE EXCEPTION USING ERRCODE = 'HP006', CONSTRAINT = 'loan_accrual_with_entry',
                 MESSAGE = 'an accrual, and nothing else, brings the dates that it uses up';
+        END IF;
+        IF v_entry->>'event_type' = 'reversal' THEN
+            -- An accrual of the engine gives its days back: they earn nothing until that date is accrued again.
+            WITH given_back AS (
+                SELECT x.loan_id, x.since, x.accrual_date, x.revision, x.interest_minor
+                FROM (SELECT DISTINCT (l->>'loan_id')::uuid AS loan_id FROM jsonb_array_elements(v_lines) AS l) named
+                CROSS JOIN (SELECT o.id, o.effective_at FROM public.journal_entry o
+                            WHERE o.tenant_id = v_tenant AND o.id = (v_entry->>'reverses_entry_id')::uuid OFFSET 0) o
+                JOIN public.loan_accrual x
+                    ON x.tenant_id = v_tenant AND x.loan_id = named.loan_id AND x.accrual_date = o.effective_at
+                       AND x.entry_id = o.id AND x.since IS NOT NULL
+            ), paused AS (
+                INSERT INTO public.accrual_pause (tenant_id, loan_id, from_date, to_date, reversed_revision, actor)
+                SELECT v_tenant, g.loan_id, g.since + 1, g.accrual_date, g.revision, v_entry->>'actor' FROM given_back g
+            )
+            UPDATE public.loan l SET interest_posted_minor = l.interest_posted_minor - g.interest_minor
+            FROM given_back g
+            WHERE l.tenant_id = v_tenant AND l.id = g.loan_id;
         END IF;
         IF v_extra ? 'accruals' THEN
             INSERT INTO public.loan_accrual (tenant_id, loan_id, accrual_date, revision, entry_id, interest_minor)

@@ -10,7 +10,7 @@ from hypothesis import given as supposing
 from hypothesis import strategies as st
 
 from hpts import pagination
-from hpts.pagination import page_token, position_of
+from hpts.pagination import Paging, page_token, position_of
 from hpts.problems import InvalidPageToken
 
 SCOPE = ["tenant", "Loans", None, "2026-01-01"]
@@ -84,3 +84,12 @@ def test_a_position_has_one_token() -> None:
     for other in others:
         with pytest.raises(InvalidPageToken):
             position_of(other, SCOPE)
+
+
+def test_a_place_of_another_kind_is_refused() -> None:
+    """A token outlives a release that orders its list otherwise."""
+    asked = Paging.asked(page_token(SCOPE, [7]), 10, SCOPE, int)
+    assert (asked.after, asked.limit) == (7, 11)
+    for kinds in [(str,), (int, str), ()]:
+        with pytest.raises(InvalidPageToken):
+            Paging.asked(page_token(SCOPE, [7]), 10, SCOPE, *kinds)

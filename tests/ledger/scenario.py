@@ -54,12 +54,16 @@ OPTIONS: dict[str, set[str]] = {
     "restructure": {"rate", "capitalise interest", "capitalise fees"},
     "reversal": {"of", "reason"},
     "manual_adjustment": {"reason"},
-    "program_terms": {"waterfall", "program"},
+    "accrual_run": {"program"},
+    "accrual_pause": {"through"},
+    "program_terms": {"waterfall", "rate", "program"},
     "period_close": set(),
     "replan": set(),
 }
 WITH_AMOUNT = {"disbursement", "payment_received", "fee_assessed", "fee_waived", "recovery"}
-WITHOUT_ENTRY = {"program_terms", "period_close"}
+WITHOUT_ENTRY = {"program_terms", "period_close", "accrual_pause"}
+# What a run posts, when it posts anything.
+POSTS = {"accrual_run": "accrual"}
 NEEDED = {
     "disbursement_settled": {"of"},
     "accrual": {"interest"},
@@ -67,7 +71,6 @@ NEEDED = {
     "refinance": {"into"},
     "reversal": {"of"},
     "manual_adjustment": {"reason"},
-    "program_terms": {"waterfall"},
 }
 FLAGS = {"PENDING", "capitalise interest", "capitalise fees"}
 WORDS = sorted({"as", "loan", *(word for words in OPTIONS.values() for word in words)}, key=len, reverse=True)
@@ -431,6 +434,8 @@ class _Reader:
         """What an event cannot do without, and what it has no use for."""
         if missing := NEEDED.get(kind, set()) - options.keys():
             self.fail(f"{kind} needs {min(missing)!r}")
+        if kind == "program_terms" and not options.keys() & {"waterfall", "rate"}:
+            self.fail("program_terms needs a waterfall or a rate")
         if kind == "payment_allocated":
             if has_amount == ("of" in options):
                 self.fail("payment_allocated settles the payment `of` a label, or takes an amount from suspense")
@@ -462,6 +467,8 @@ class _Reader:
         for word in ("NSF fee", "cash-out"):
             if word in options and loan is not None:
                 options[word] = self.minor(options[word], loan.program.currency)
+        if "through" in options:
+            options["through"] = self.day(options["through"])
         if "rate" in options:
             options["rate"] = self.basis_points(options["rate"])
         if "waterfall" in options:
@@ -475,7 +482,7 @@ class _Reader:
         """The loan that lines of the event are about when they name none; None when there is no such one."""
         if named := options.pop("loan", None):
             return self.loan(named)
-        if kind in WITHOUT_ENTRY:
+        if kind in WITHOUT_ENTRY - {"accrual_pause"}:
             return None
         if len(interest) > 1:
             return None
@@ -483,13 +490,13 @@ class _Reader:
             return interest[0][0]
         if "of" in options:
             return self.labels[options["of"]].loan
-        if kind == "manual_adjustment" and len(self.loans) > 1:
+        if kind in ("manual_adjustment", "accrual_run") and len(self.loans) > 1:
             return None
         return self.loan(None)
 
     def outcome(self, kind: str, on: date, loan: Loan | None) -> tuple[tuple[Entry, ...], str | None]:
         """The entries that must be posted, or the code of the refusal."""
-        drafts: list[tuple[str, date, list[Line]]] = [(kind, on, [])]
+        drafts: list[tuple[str, date, list[Line]]] = [(POSTS.get(kind, kind), on, [])]
         refusal = None
         nothing = kind in WITHOUT_ENTRY
         for text in self.indented():

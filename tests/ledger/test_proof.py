@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import environ
 import pytest
+from django.apps import apps
 from django.db import connections, transaction
 from django.db.backends.utils import CursorWrapper
 
@@ -29,7 +30,8 @@ from ledger.events import (
     Refinance,
     SuspenseAllocated,
 )
-from ledger.serializers import NewReplan, NewRestructure
+from ledger.money import MAX_MINOR
+from ledger.serializers import NewAccrualPause, NewReplan, NewRestructure
 from tests.ledger.conftest import URLS, Books, new_key, open_books, tenant_tables
 
 UNKNOWN = "00000000-0000-4000-8000-00000000dead"
@@ -64,7 +66,7 @@ def story(open_database: None) -> Story:
     fee = books.post(books.fee(lent, 70, "2025-02-21"))
     books.post(books.disbursement(other, 5_000, "2025-03-01", PENDING))
     books.post(books.adjustment("2025-03-02", Line("1000", "DR", 900, "USD"), Line("3000", "CR", 900, "USD")))
-    serviced = _serviced(books)
+    serviced = _serviced(books) | _accrued_by_engine(books)
     books.close("2025-01-31")
     books.close("2025-03-31")
     names = serviced | {
@@ -86,6 +88,33 @@ def story(open_database: None) -> Story:
         "unknown": UNKNOWN,
     }
     return Story(books, names)
+
+
+def _accrued_by_engine(books: Books) -> dict[str, str]:
+    """A loan that a run has accrued for two dates, one of them reversed; one that is charged off with its interest; one that
+    no run can accrue; a pause."""
+    program_id = books.open_program(annual_rate_bps=100_000)
+    nightly, ended, huge, counted = (books.open_loan(program_id=program_id) for _ in range(4))
+    books.post(books.disbursement(counted, 7_000, "2025-02-15"))
+    for loan, amount in ((nightly, 365_000), (ended, 5_000), (huge, MAX_MINOR)):
+        books.post(books.disbursement(loan, amount, "2025-02-10"))
+    books.run(operations.pause_accrual, NewAccrualPause(from_date=date(2025, 3, 10)), loan_id=nightly.loan_id)
+    first = books.accrue_by_engine("2025-02-11", program_id)
+    last = books.accrue_by_engine("2025-03-20", program_id)
+    assert last["exception_count"] == 1
+    ((entry_id,),) = books.rows(
+        "SELECT entry_id::text FROM loan_accrual WHERE accrual_date = '2025-02-11' AND loan_id = %s", nightly.loan_id
+    )
+    books.post(books.reversal(entry_id, "2025-03-21"))
+    books.post(ChargeOff(loan_id=ended.loan_id, effective_at=date(2025, 3, 30)))
+    return {
+        "nightly": nightly.loan_id,
+        "ended": ended.loan_id,
+        "counted": counted.loan_id,
+        "huge": huge.loan_id,
+        "first_run": first["accrual_run_id"],
+        "run": last["accrual_run_id"],
+    }
 
 
 def _serviced(books: Books) -> dict[str, str]:
@@ -714,6 +743,66 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
         {"accruals_are_live_once"},
         "loan",
     ),
+    "a loan forgets interest that is posted": (
+        f"UPDATE loan SET interest_posted_minor = interest_posted_minor - 1 {OF} id = %(nightly)s",
+        {"interest_is_posted_once"},
+        "nightly",
+    ),
+    "a loan's interest is counted wrongly": (
+        f"UPDATE loan SET interest_exact = interest_exact + 1 {OF} id = %(counted)s",
+        {"interest_is_exact"},
+        "counted",
+    ),
+    "a charged-off loan forgets the interest that came with it": (
+        f"UPDATE loan SET interest_posted_minor = 0 {OF} id = %(ended)s",
+        {"interest_is_posted_once"},
+        "ended",
+    ),
+    "a reversed accrual's days earn": (
+        f"DELETE FROM accrual_pause {OF} reversed_revision IS NOT NULL AND loan_id = %(nightly)s",
+        {"interest_is_posted_once"},
+        "nightly",
+    ),
+    "days are paused by no reversal": (
+        f"UPDATE accrual_pause SET to_date = to_date + 1 {OF} reversed_revision IS NOT NULL AND loan_id = %(nightly)s",
+        {"interest_is_posted_once"},
+        "nightly",
+    ),
+    "an accrual of a run says that a client made it": (
+        f"UPDATE loan_accrual SET since = NULL {OF} loan_id = %(nightly)s AND accrual_date = '2025-03-20'",
+        {"interest_is_posted_once"},
+        "nightly",
+    ),
+    "a run's total is not its entries'": (
+        f"UPDATE accrual_chunk SET total_minor = total_minor + 1 {OF} run_id = %(run)s",
+        {"accrual_runs_add_up"},
+        "run",
+    ),
+    "a run has counted a loan too many": (
+        f"UPDATE accrual_chunk SET accrued_count = accrued_count + 1 {OF} run_id = %(run)s",
+        {"accrual_runs_add_up"},
+        "run",
+    ),
+    "a run leaves loans out": (
+        f"UPDATE accrual_chunk SET through_id = %(unknown)s {OF} run_id = %(run)s",
+        {"accrual_runs_add_up"},
+        "run",
+    ),
+    "a run has ended too early": (
+        f"UPDATE accrual_chunk SET done_at = NULL {OF} run_id = %(run)s",
+        {"accrual_runs_add_up"},
+        "run",
+    ),
+    "a run is gone": (
+        f"DELETE FROM accrual_run {OF} id = %(run)s",
+        {"accrual_runs_add_up"},
+        "run",
+    ),
+    "an exception is of another program's loan": (
+        f"UPDATE accrual_exception SET loan_id = %(other)s {OF} run_id = %(run)s",
+        {"accrual_runs_add_up"},
+        "other",
+    ),
     "an outbox message is lost": (
         f"DELETE FROM outbox_message {OF} entry_id = %(payment)s",
         {"outbox_has_each_entry_once"},
@@ -772,9 +861,9 @@ def test_every_check_has_a_damage_that_it_sees() -> None:
 
 
 def test_every_table_of_a_tenant_is_damaged_once() -> None:
-    # The feed proves itself (tests/webhooks/test_relay.py); endpoints and deliveries are no books.
-    books = [table for table in tenant_tables() if not table.startswith("webhook_")]
-    missing = [table for table in books if not any(table in damage for damage, _, _ in DAMAGES.values())]
+    # The feed proves itself (tests/webhooks/test_relay.py); endpoints, deliveries and statements are no books.
+    ours = {model._meta.db_table for model in apps.get_app_config("ledger").get_models()} & {*tenant_tables()}
+    missing = [table for table in sorted(ours) if not any(table in damage for damage, _, _ in DAMAGES.values())]
     assert missing == [], f"Add damages of {missing} to DAMAGES, and checks that see them."
 
 

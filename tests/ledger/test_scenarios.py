@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 import pytest
 
 from hpts import problems
+from ledger import runs
 from ledger.chart import RECEIVABLES
 from ledger.events import LAYERS, EventKind
 from ledger.money import in_major_units
@@ -94,16 +95,32 @@ class Player:
             self.must_refuse(event, answer)
             assert self.lender.books() == before, f"{event.place}: the refused request has moved the books"
             return
-        if answer.status_code != 201:
+        if answer.status_code not in (201, 202):
             self.fail(event, f"refused: {answer.content.decode()}")
         made = posted(answer)
         again: Any = self.lender.api.post(path, body, key=key)
         assert (again.status_code, again.content) == (200, answer.content), f"{event.place}: not replayed"
+        if event.kind == "accrual_run":
+            made = self.work(made)
         self.must_post(event, made)
         if event.label is not None:
             self.answers[event.label] = made
         if event.kind == "payment_allocated" and "of" in event.options:
             self.settlements[event.options["of"]] = made["journal_entry_id"]
+
+    def work(self, run: Json) -> Json:
+        """What workers do when a run has been asked for; gives the entries that it has posted."""
+        runs.work(self.lender.tenant_id, run["accrual_run_id"])
+        known = {entry_id for entries in self.entries.values() for entry_id in entries}
+        found = shown(self.lender.api.get(f"/v1/accrual-runs/{run['accrual_run_id']}"))
+        assert found["exceptions"] == [], found
+        histories = [
+            shown(self.lender.api.get(f"/v1/loans/{loan_id}/journal-entries", {"page_size": 100}))["items"]
+            for loan_id in self.loans.values()
+        ]
+        posted_now = [entry["journal_entry_id"] for history in histories for entry in history]
+        ids = [entry_id for entry_id in dict.fromkeys(posted_now) if entry_id not in known]
+        return {"journal_entry_ids": ids} | ({"journal_entry_id": ids[0]} if ids else {})
 
     def close(self) -> None:
         """What holds at the end of every life: the books balance, and each loan's history shows what was posted, in order."""
@@ -182,7 +199,13 @@ class Player:
                 return "/v1/journal-entries", body | {"description": options["reason"], "lines": lines}
             case "program_terms":
                 path = f"/v1/programs/{self.programs[options.get('program', '')]}/terms"
-                return path, body | {"waterfall": options["waterfall"]}
+                return path, body | renamed(options, waterfall="waterfall", rate="annual_rate_bps")
+            case "accrual_run":
+                path = f"/v1/programs/{self.programs[options.get('program', '')]}/accrual-runs"
+                return path, {"accrual_date": event.on.isoformat()}
+            case "accrual_pause":
+                through = {"to_date": options["through"].isoformat()} if "through" in options else {}
+                return f"{of_loan}/accrual-pauses", {"from_date": event.on.isoformat()} | through
             case "replan":
                 return f"{of_loan}/replans", self.plan(event, f"{of_loan}/replans")
             case "period_close":

@@ -34,6 +34,7 @@ from tests.ledger.conftest import (
     session,
     tenant_tables,
 )
+from tests.ledger.test_immutability import ITS_OWN
 
 # The path of a request: authentication reads clients before any tenant is known.
 NOT_BEHIND_ROW_SECURITY = {"hpts_apiclient"}
@@ -156,8 +157,11 @@ def test_nobody_but_the_owner_changes_rows_of_the_journal() -> None:
            WHERE a.attrelid = ANY (%s::regclass[]) AND acl.privilege_type = 'UPDATE'""",
         tenant_tables(),
     )
-    of_the_books = {(table, column) for table, column in columns if not table.startswith("webhook_")}
-    assert of_the_books == {("gl_account", "closed_at"), ("gl_account", "closure_reason")}
+    moving = {name for table, name in columns if table == "reconciliation_run"}
+    assert moving.isdisjoint({"tenant_id", "id", "as_of_date", "is_nightly", "actor", "requested_at"})
+    of_the_books = {each for each in columns if each[0] != "reconciliation_run" and not each[0].startswith("webhook_")}
+    work = {"accrual_exception": {"code", "detail"}}  # No books: what a run could not do.
+    assert of_the_books == {(table, column) for table, own in (ITS_OWN | work).items() for column in own}
 
 
 # --- Without a tenant ------------------------------------------------------------------------------------------------
@@ -347,6 +351,9 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
     ((entry_id,),) = books.rows("SELECT id::text FROM journal_entry ORDER BY posted_at LIMIT 1")
     for own in (books, other_books):
         own.close("2025-01-05")
+    runs_of_both = [
+        own.accrue_by_engine("2025-02-01", own.open_program())["accrual_run_id"] for own in (books, other_books)
+    ]
     day, later = date(2025, 2, 1), date(2025, 12, 31)
     pages: dict[str, Any] = {"after": None, "limit": 50}
     asked: dict[str, list[dict[str, Any]]] = {
@@ -376,6 +383,14 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
         "waterfalls": [{"program_id": books.program_id}, {"program_id": other_books.program_id}],
         "payoff": [about | {"as_of": later} for about in ours_and_theirs],
         "unposted_interest": [about | {"through": later} for about in ours_and_theirs],
+        "interest_counted": [about | {"through": later} for about in ours_and_theirs],
+        "tenant_currency": [{}],
+        "has_accrued": [{"program_id": of.program_id, "since": day} for of in (books, other_books)],
+        "accruals_due": [{}],
+        "idle_runs": [{}],
+        "accrual_runs": [{"program_id": None, "after": None, "limit": 50}],
+        **{name: [{"run_id": run_id} for run_id in runs_of_both] for name in ("accrual_run", "run_progress")},
+        "accrual_exceptions": [{"run_id": run_id, "limit": 50} for run_id in runs_of_both],
         "statement": [about | {"since": None, "until": later} for about in ours_and_theirs],
         "balance_changes": [
             about | {"as_of": later, "known_after": "2025-01-01T00:00:00Z", "known_at": "2999-01-01T00:00:00Z"}

@@ -720,6 +720,17 @@ def test_an_entry_about_another_tenants_entry_is_refused(
         ("loan_terms", {"loan_id": "loan", "annual_rate_bps": 1}),
         ("loan_terms", {"loan_id": "own loan", "entry_id": "entry", "annual_rate_bps": 1}),
         ("loan_balance", {"loan_id": "loan", "account_code": "1300", "layer": "PENDING", "currency": "USD"}),
+        ("accrual_pause", {"loan_id": "loan", "from_date": "2025-03-01", "actor": "test"}),
+        (
+            "accrual_run",
+            {
+                "id": str(uuid.uuid4()),
+                "program_id": "program",
+                "accrual_date": "2025-03-01",
+                "actor": "test",
+                "correlation_id": str(uuid.uuid4()),
+            },
+        ),
         ("loan_accrual", {"loan_id": "loan", "accrual_date": "2025-03-01", "revision": 0, "interest_minor": 1}),
         ("outbox_message", {"entry_id": "entry"}),
     ],

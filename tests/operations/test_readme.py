@@ -1,4 +1,4 @@
-"""The walks of the README and of docs/loan-life.md, run word by word against `make run`: they print what the pages say."""
+"""The walks of the README and of two pages of docs/, run word by word against `make run`: they print what the pages say."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ README = (embedded.ROOT / "README.md").read_text()
 WALKS = {
     "README.md": README[README.index("## A walk with curl") : README.index("## The command line")],
     "docs/loan-life.md": (embedded.ROOT / "docs" / "loan-life.md").read_text(),
+    "docs/reconciliation.md": (embedded.ROOT / "docs" / "reconciliation.md").read_text(),
 }
 BLOCK = re.compile(r"^```(sh)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -37,6 +38,7 @@ def test_the_walk_prints_what_its_page_prints(page: str, runs: Runs) -> None:
     walk = subprocess.run(
         ["sh", "-eu", "-c", script.replace("var/demo.json", str(runs.demo_path))],
         cwd=embedded.ROOT,
+        env=runs.place.variables,
         capture_output=True,
         text=True,
         check=True,
@@ -45,5 +47,6 @@ def test_the_walk_prints_what_its_page_prints(page: str, runs: Runs) -> None:
 
 
 def test_the_readme_names_every_command_that_a_user_types() -> None:
-    for command in ("make run", "make test", "verify_ledger", "create_tenant", "create_client", "trial_balance"):
+    walked = ("make run", "make test", "verify_ledger", "create_tenant", "create_client", "trial_balance")
+    for command in (*walked, "import_statement", "reconcile"):
         assert command in README, f"README.md no longer tells of `{command}`"

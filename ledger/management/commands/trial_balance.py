@@ -39,7 +39,7 @@ class Command(BaseCommand):
         with tenant_transaction(tenant_id, using="readonly") as cursor:
             cursor.execute("SET LOCAL statement_timeout = 0")
             as_of = as_of or queries.today(cursor)
-            currency = currency or _currency(cursor, tenant_id)
+            currency = currency or queries.tenant_currency(cursor)
             balances = queries.trial_balance(cursor, currency=currency, layer=options["layer"], as_of=as_of)
         answer = {
             "as_of_date": as_of.isoformat(),
@@ -59,11 +59,6 @@ class Command(BaseCommand):
             "total_cr_minor": str(sum(balance.cr_minor for balance in balances)),
         }
         self.stdout.write(json.dumps(answer) if options["json"] else drawn(_table(answer)))
-
-
-def _currency(cursor: Any, tenant_id: str) -> str:
-    cursor.execute("SELECT currency FROM tenant WHERE id = %s", (tenant_id,))
-    return str(cursor.fetchone()[0])
 
 
 def _table(answer: dict[str, Any]) -> Table:

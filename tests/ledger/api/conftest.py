@@ -61,6 +61,8 @@ class Write:
     ids: dict[str, tuple[int, str]]
     # Whether it is about the lender's first loan and no other: so it answers that loan's ETag and heeds If-Match.
     of_the_loan: bool = True
+    # Whether it moves that loan's version; not when it posts nothing.
+    moves_the_loan: bool = True
     # Whether the scope is not the route's but that of the writes in the body.
     scope_of_its_items: bool = False
 
@@ -217,6 +219,15 @@ def _program_terms(lender: Lender) -> tuple[str, Json]:
         "waterfall": ["interest", "fees", "principal"],
         "accrual_mode": "client",
     }
+
+
+def _accrual_run(lender: Lender) -> tuple[str, Json]:
+    program_id = lender.open_program(accrual_mode="engine")
+    return f"/v1/programs/{program_id}/accrual-runs", {"accrual_date": "2026-01-15"}
+
+
+def _accrual_pause(lender: Lender) -> tuple[str, Json]:
+    return f"/v1/loans/{lender.loan.loan_id}/accrual-pauses", {"from_date": "2026-02-01", "to_date": "2026-02-28"}
 
 
 OWN_CODES = itertools.count(6000)
@@ -443,6 +454,35 @@ WRITES = [
         {"reason": "Never used"},
         {},
         of_the_loan=False,
+    ),
+    Write(
+        "accrual run",
+        "hpts:accruals:write",
+        shapes.NewAccrualRun,
+        {
+            "accrual_run_id",
+            "program_id",
+            "accrual_date",
+            "state",
+            "loan_count",
+            "accrued_count",
+            "exception_count",
+            "total_accrued_minor",
+        },
+        _accrual_run,
+        {"accrual_date": "2026-01-16"},
+        {},
+        of_the_loan=False,
+    ),
+    Write(
+        "accrual pause",
+        "hpts:admin:servicing",
+        shapes.NewAccrualPause,
+        {"loan_id", "from_date", "to_date", "created_at"},
+        _accrual_pause,
+        {"to_date": "2026-03-01"},
+        {},
+        moves_the_loan=False,
     ),
     Write(
         "period's close",

@@ -275,9 +275,10 @@ def test_of_many_at_once_one_is_done(write: Write, acme: Lender) -> None:
     before = acme.books()
     answers = race(*[lambda: acme.api.in_a_thread().post(path, body, key=key)] * 8)
     told = Counter(answer.status_code for answer in answers if isinstance(answer, HttpResponse))
-    assert told[201] == 1
-    assert told.keys() <= {200, 201, 409}, answers
-    (first,) = (answer for answer in answers if isinstance(answer, HttpResponse) and answer.status_code == 201)
+    made = 202 if write.name == "accrual run" else 201
+    assert told[made] == 1
+    assert told.keys() <= {200, made, 409}, answers
+    (first,) = (answer for answer in answers if isinstance(answer, HttpResponse) and answer.status_code == made)
     for answer in answers:
         assert isinstance(answer, HttpResponse)
         if answer.status_code == 409:
@@ -329,7 +330,10 @@ def test_a_refused_attempt_leaves_its_key_free(write: Write, prepared: Prepared,
     for place, (status, code) in write.ids.items():
         unknown = with_value(body, place, "00000000-0000-0000-0000-000000000000")
         refused(api.post(path, unknown, key=key), status, code)
-    for name in body.keys() & {"effective_at", "accrual_date", "from_date", "through_date"}:
+    dates = {"effective_at", "accrual_date", "from_date", "through_date"}
+    if "to_date" in body:
+        dates -= {"from_date"}  # A span may lie ahead.
+    for name in body.keys() & dates:
         refused(api.post(path, body | {name: tomorrow}, key=key), 422, "effective_date_refused")
     posted(api.post(path, body, key=key))
 

@@ -198,14 +198,15 @@ def test_a_loans_own_rate_comes_before_its_programs(acme: Lender) -> None:
 
 @pytest.fixture
 def taken_over(acme: Lender) -> Loan:
-    """365,000 lent on 10 January; a client accrued 100 for each day through the twentieth. Then it turns out that the engine
-    accrues since the sixteenth."""
+    """365,000 lent on 10 January; a client accrued 100 for each day through the fifteenth, the engine the days since."""
     program_id = acme.open_program()
     loan = acme.open_loan(program_id)
     acme.api.disburse(loan, 365_000, "2026-01-10")
-    for day in range(11, 21):
+    for day in range(11, 16):
         acme.api.accrue(f"2026-01-{day}", (loan, 365_000, 100))
     change_terms(acme, program_id, "2026-01-16", accrual_mode="engine")
+    for day in range(16, 21):
+        acme.accrue_by_engine(f"2026-01-{day}", program_id)
     return loan
 
 
@@ -219,18 +220,18 @@ def test_a_reversed_accrual_is_not_posted_any_more(api: Api, taken_over: Loan) -
     made = next(entry for entry in api.history(taken_over) if entry["effective_at"] == "2026-01-18")
     api.reverse(made["journal_entry_id"], effective_at="2026-01-18")
     assert accrued(api, taken_over, "2026-01-17") == 0
-    assert accrued(api, taken_over, "2026-01-20") == 100
+    assert accrued(api, taken_over, "2026-01-20") == 0, "its day is given back, and only a run for it accrues it again"
 
 
 def test_interest_that_was_posted_too_high_lowers_the_payoff_and_no_more_than_interest(
     api: Api, taken_over: Loan
 ) -> None:
-    api.reverse(api.history(taken_over)[0]["journal_entry_id"], effective_at="2026-01-15")
+    api.pay(taken_over, 365_500, "2026-01-15")  # It arrives late: five days of the engine's were of nothing.
     body = payoff(api, taken_over, "2026-01-20")
-    assert (body["interest_minor"], body["accrued_interest_minor"], body["payoff_minor"]) == ("1000", "-500", "500")
-    api.pay(taken_over, 700, "2026-01-20")
+    assert (body["interest_minor"], body["accrued_interest_minor"], body["payoff_minor"]) == ("500", "-500", "0")
+    api.pay(taken_over, 300, "2026-01-20")
     body = payoff(api, taken_over, "2026-01-20")
-    assert (body["interest_minor"], body["accrued_interest_minor"], body["payoff_minor"]) == ("300", "-300", "0")
+    assert (body["interest_minor"], body["accrued_interest_minor"], body["payoff_minor"]) == ("200", "-200", "0")
 
 
 def test_the_engine_counts_from_the_day_before_its_first_accrual(acme: Lender) -> None:
@@ -241,14 +242,14 @@ def test_the_engine_counts_from_the_day_before_its_first_accrual(acme: Lender) -
     # The sixteenth's accrual is of the day from the fifteenth on, at that day's rate.
     assert [accrued(acme.api, loan, f"2026-01-{day}") for day in (15, 16, 17)] == [0, 100, 300]
     change_terms(acme, program_id, "2026-01-20", accrual_mode="client")
-    assert [accrued(acme.api, loan, f"2026-01-{day}") for day in (19, 20, 25)] == [700, 0, 0]
+    assert [accrued(acme.api, loan, f"2026-01-{day}") for day in (19, 20, 25)] == [700, 700, 700], "its days stay due"
 
 
 def test_a_payoff_is_of_one_moment(acme: Lender, engine_loan: Loan, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is posted while a payoff is being read is in none of its parts."""
-    read_terms = queries._engine_terms
+    count = queries.interest_counted
 
-    def pay_meanwhile(*about: Any) -> Any:
+    def pay_meanwhile(*place: Any, **about: Any) -> Any:
         def pay() -> None:
             acme.api.in_a_thread().pay(engine_loan, 365_000, "2026-01-10")
             connections.close_all()
@@ -256,17 +257,21 @@ def test_a_payoff_is_of_one_moment(acme: Lender, engine_loan: Loan, monkeypatch:
         thread = threading.Thread(target=pay)
         thread.start()
         thread.join()
-        return read_terms(*about)
+        return count(*place, **about)
 
-    monkeypatch.setattr(queries, "_engine_terms", pay_meanwhile)
+    monkeypatch.setattr(queries, "interest_counted", pay_meanwhile)
     assert payoff(acme.api, engine_loan, "2026-01-20")["payoff_minor"] == str(365_000 + 1_000)
     monkeypatch.undo()
     assert payoff(acme.api, engine_loan, "2026-01-20")["payoff_minor"] == "0"
 
 
-def test_a_charged_off_loan_earns_no_more(api: Api, engine_loan: Loan) -> None:
-    api.serve(engine_loan, "chargeoff", "2026-01-20", reason="Gone")
-    assert accrued(api, engine_loan, "2026-01-20") == accrued(api, engine_loan, "2026-02-20") == 1_000
+def test_a_charge_off_takes_the_interest_of_its_date_along_and_the_loan_earns_no_more(
+    api: Api, engine_loan: Loan
+) -> None:
+    body = api.serve(engine_loan, "chargeoff", "2026-01-20", reason="Gone")
+    assert body["charged_off"] == {"fees_minor": "0", "interest_minor": "1000", "principal_minor": "365000"}
+    assert accrued(api, engine_loan, "2026-01-20") == accrued(api, engine_loan, "2026-02-20") == 0
+    assert payoff(api, engine_loan, "2026-02-20")["payoff_minor"] == "0"
 
 
 # --- The preview -----------------------------------------------------------------------------------------------------

@@ -42,10 +42,17 @@ def _program(lender: Lender) -> tuple[str, str]:
     return lender.program_id, str(uuid.uuid4())
 
 
+def _run(lender: Lender) -> tuple[str, str]:
+    return lender.accrue_by_engine("2026-01-20", lender.open_program(accrual_mode="engine"))["accrual_run_id"], str(
+        uuid.uuid4()
+    )
+
+
 # Path, and how to name a row that exists in a lender's books, and one that exists nowhere.
 PROBES: dict[str, Probe] = {
     "/v1/journal-entries/{}": _entry,
     "/v1/programs/{}": _program,
+    "/v1/accrual-runs/{}": _run,
     "/v1/loans/{}": _loan,
     "/v1/loans/{}/journal-entries": _loan,
     "/v1/loans/{}/balance": _loan,
@@ -55,7 +62,14 @@ PROBES: dict[str, Probe] = {
     "/v1/loans/{}/balance-changes?from_known_at=2026-01-01T00:00:00Z&to_known_at=2026-01-01T00:00:00Z": _loan,
     "/v1/accounts/{}/balance?currency=USD": _own_account,
 }
-LISTS = ["/v1/programs", "/v1/loans", "/v1/accounts", "/v1/trial-balance?currency=USD", "/v1/periods"]
+LISTS = [
+    "/v1/programs",
+    "/v1/loans",
+    "/v1/accounts",
+    "/v1/trial-balance?currency=USD",
+    "/v1/periods",
+    "/v1/accrual-runs",
+]
 
 
 def test_every_read_has_a_probe() -> None:
@@ -95,6 +109,7 @@ def test_a_list_holds_no_row_of_another_tenant(acme: Lender, zenith: Lender, pat
     for lender in (acme, zenith):
         lender.api.pay(lender.loan, 5, "2026-01-05")
         lender.api.close_period("2026-01-01")
+        _run(lender)
     _own_account(zenith)
     bare, _, query = path.partition("?")
     before = shown(acme.api.call("GET", bare, QUERY_STRING=query))

@@ -1,0 +1,64 @@
+"""What Celery runs for the books: accrual runs. Thin doors; a task that is lost or comes twice changes nothing.
+
+Messages carry ids alone. The tables say what is to be done, and `accrue_due`, which beat sends, reads them.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from hpts.celery import app
+from ledger import proof, runs
+
+ACTOR = "schedule:accruals"
+# So many tasks take the chunks of one run side by side; each goes to the end of the queue after a while, so that a large
+# run does not keep the others out.
+PULLERS = 4
+SECONDS = 5.0
+# A message that was not taken by then is thrown away: the next sweep sends another.
+EXPIRES = 60
+
+logger = logging.getLogger("hpts.accrual")
+
+
+@app.task(name="ledger.accrue", expires=EXPIRES)
+def accrue(tenant_id: str, run_id: str) -> None:
+    """Bring a run on. Who ends it looks for the program's next date, so that missed ones follow at once. Who finds no chunk free
+    sends nothing: of one message many would become."""
+    became = runs.work(tenant_id, run_id, seconds=SECONDS)
+    if became == "left":
+        _send(tenant_id, run_id)
+    elif became == "ended":
+        _accrue_due(tenant_id)
+
+
+@app.task(name="ledger.accrue_due", expires=EXPIRES)
+def accrue_due() -> None:
+    """Make the runs that the calendar asks for, and send those that nobody works on."""
+    for tenant_id in proof.tenants():
+        try:
+            _accrue_due(tenant_id)
+        except Exception:
+            # One tenant's fault is not another's.
+            logger.exception("the accruals of tenant %s are not looked after", tenant_id)
+
+
+def start(tenant_id: str, run_id: str) -> None:
+    """Send a run to the workers. Without a broker it waits for the sweep."""
+    for _ in range(PULLERS):
+        if not _send(tenant_id, run_id):
+            return
+
+
+def _accrue_due(tenant_id: str) -> None:
+    for run_id in runs.due(tenant_id, ACTOR):
+        start(tenant_id, run_id)
+
+
+def _send(tenant_id: str, run_id: str) -> bool:
+    try:
+        accrue.apply_async((tenant_id, run_id), retry=False)
+    except Exception:
+        logger.warning("the broker is away; run %s waits for the sweep", run_id, exc_info=True)
+        return False
+    return True

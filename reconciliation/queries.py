@@ -1,0 +1,220 @@
+"""Reads of reconciliation: one function per question, on the cursor of a `tenant_transaction()`. Nothing is written."""
+
+from __future__ import annotations
+
+from datetime import date, datetime
+from typing import Any
+
+from django.db.backends.utils import CursorWrapper
+
+from hpts.tenancy import current_tenant
+from ledger.queries import timestamp
+
+
+def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
+    cursor.execute(sql, {"tenant": current_tenant(), **params})
+    rows: list[tuple[Any, ...]] = cursor.fetchall()
+    return rows
+
+
+def _without_none(**members: Any) -> dict[str, Any]:
+    return {name: value for name, value in members.items() if value is not None}
+
+
+# --- Statements ------------------------------------------------------------------------------------------------------
+
+
+def answer_of(cursor: CursorWrapper, *, ref: str, digest: bytes) -> str | None:
+    """What the import of this very file answered; None when it has not been imported."""
+    rows = _rows(
+        cursor,
+        """SELECT a.answer FROM bank_statement s
+           JOIN bank_statement_answer a ON a.tenant_id = s.tenant_id AND a.statement_id = s.id
+           WHERE s.tenant_id = %(tenant)s AND s.bank_account_ref = %(ref)s AND s.file_hash = %(digest)s""",
+        ref=ref,
+        digest=digest,
+    )
+    return rows[0][0] if rows else None
+
+
+def statement(cursor: CursorWrapper, *, statement_id: str) -> dict[str, Any] | None:
+    """A statement, with what of it is matched and how many breaks are open in its dates, now."""
+    rows = _rows(
+        cursor,
+        """SELECT s.id::text, s.bank_account_ref, s.from_date, s.to_date, a.currency, s.opening_balance_minor,
+                  s.closing_balance_minor, s.line_count,
+                  (SELECT count(*) FROM bank_match_statement_line x WHERE x.tenant_id = s.tenant_id AND x.statement_id = s.id),
+                  (SELECT count(*) FROM reconciliation_break b
+                   WHERE b.tenant_id = s.tenant_id AND b.bank_account_ref = s.bank_account_ref
+                     AND (b.statement_id = s.id OR b.statement_id IS NULL AND b.value_date BETWEEN s.from_date AND s.to_date)
+                     AND NOT EXISTS (SELECT FROM reconciliation_resolution r
+                                     WHERE r.tenant_id = b.tenant_id AND r.break_id = b.id))
+           FROM bank_statement s
+           JOIN bank_account a ON a.tenant_id = s.tenant_id AND a.ref = s.bank_account_ref
+           WHERE s.tenant_id = %(tenant)s AND s.id = %(statement)s""",
+        statement=statement_id,
+    )
+    if not rows:
+        return None
+    row = rows[0]
+    return {
+        "statement_id": row[0],
+        "bank_account_ref": row[1],
+        "from_date": row[2].isoformat(),
+        "to_date": row[3].isoformat(),
+        "currency": row[4],
+        "opening_balance_minor": str(row[5]),
+        "closing_balance_minor": str(row[6]),
+        "line_count": row[7],
+        "matched_count": row[8],
+        "break_count": row[9],
+    }
+
+
+def statement_lines(cursor: CursorWrapper, *, statement_id: str, after: int, limit: int) -> list[dict[str, Any]]:
+    """Lines of a statement in its order, each with what it is matched with."""
+    rows = _rows(
+        cursor,
+        """SELECT l.number, l.value_date, l.amount_minor, l.reference, l.description, m.rule,
+                  ARRAY(SELECT DISTINCT j.entry_id::text FROM bank_match_journal_line j
+                        WHERE j.tenant_id = l.tenant_id AND j.match_id = x.match_id ORDER BY 1)
+           FROM bank_statement_line l
+           LEFT JOIN bank_match_statement_line x
+                ON x.tenant_id = l.tenant_id AND x.statement_id = l.statement_id AND x.number = l.number
+           LEFT JOIN bank_match m ON m.tenant_id = x.tenant_id AND m.id = x.match_id
+           WHERE l.tenant_id = %(tenant)s AND l.statement_id = %(statement)s AND l.number > %(after)s
+           ORDER BY l.number LIMIT %(limit)s""",
+        statement=statement_id,
+        after=after,
+        limit=limit,
+    )
+    return [
+        _without_none(
+            line_number=number,
+            value_date=value_date.isoformat(),
+            amount_minor=str(amount),
+            reference=reference,
+            description=description,
+            match_rule=rule,
+            journal_entry_ids=list(entries) or None,
+        )
+        for number, value_date, amount, reference, description, rule, entries in rows
+    ]
+
+
+# --- Breaks ----------------------------------------------------------------------------------------------------------
+
+
+def breaks(
+    cursor: CursorWrapper,
+    *,
+    state: str | None,
+    kind: str | None,
+    ref: str | None,
+    after: tuple[str, str] | None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Breaks, the oldest money first, after one of them. A break ages until it is resolved."""
+    rows = _rows(
+        cursor,
+        """SELECT b.id::text, b.kind, b.bank_account_ref, b.amount_minor, b.value_date, b.reference, b.entry_id::text,
+                  r.break_id IS NOT NULL,
+                  (coalesce(r.resolved_at, clock_timestamp()) AT TIME ZONE t.timezone)::date - b.value_date
+           FROM reconciliation_break b
+           JOIN tenant t ON t.id = b.tenant_id
+           LEFT JOIN reconciliation_resolution r ON r.tenant_id = b.tenant_id AND r.break_id = b.id
+           WHERE b.tenant_id = %(tenant)s
+             AND (%(kind)s::text IS NULL OR b.kind = %(kind)s::text)
+             AND (%(ref)s::text IS NULL OR b.bank_account_ref = %(ref)s::text)
+             AND (%(state)s::text IS NULL OR (r.break_id IS NOT NULL) = (%(state)s::text = 'resolved'))
+             AND (%(day)s::date IS NULL OR (b.value_date, b.id) > (%(day)s::date, %(after)s::uuid))
+           ORDER BY b.value_date, b.id LIMIT %(limit)s""",
+        state=state,
+        kind=kind,
+        ref=ref,
+        day=after[0] if after else None,
+        after=after[1] if after else None,
+        limit=limit,
+    )
+    return [
+        _without_none(
+            break_id=row[0],
+            kind=row[1],
+            bank_account_ref=row[2],
+            amount_minor=str(row[3]),
+            value_date=row[4].isoformat(),
+            reference=row[5],
+            journal_entry_id=row[6],
+            state="resolved" if row[7] else "open",
+            age_days=max(row[8], 0),
+        )
+        for row in rows
+    ]
+
+
+# --- Runs ------------------------------------------------------------------------------------------------------------
+
+_RUN = """SELECT id::text, as_of_date, is_nightly, state, requested_at, started_at, finished_at, matched_count, break_count,
+                 mismatched_account_count, detail
+          FROM reconciliation_run WHERE tenant_id = %(tenant)s"""
+
+
+def _run_object(row: tuple[Any, ...]) -> dict[str, Any]:
+    return _without_none(
+        run_id=row[0],
+        as_of_date=row[1].isoformat(),
+        trigger="nightly" if row[2] else "request",
+        state=row[3],
+        requested_at=timestamp(row[4]),
+        started_at=_timestamp(row[5]),
+        finished_at=_timestamp(row[6]),
+        matched_count=row[7],
+        break_count=row[8],
+        mismatched_account_count=row[9],
+        detail=row[10],
+    )
+
+
+def _timestamp(moment: datetime | None) -> str | None:
+    return None if moment is None else timestamp(moment)
+
+
+def run(cursor: CursorWrapper, *, run_id: str) -> dict[str, Any]:
+    ((*row,),) = _rows(cursor, f"{_RUN} AND id = %(run)s", run=run_id)
+    return _run_object(tuple(row))
+
+
+def runs(cursor: CursorWrapper, *, before: tuple[str, str] | None, limit: int) -> list[dict[str, Any]]:
+    """Runs, the latest first, before one of them."""
+    rows = _rows(
+        cursor,
+        f"""{_RUN} AND (%(at)s::timestamptz IS NULL OR (requested_at, id) < (%(at)s::timestamptz, %(before)s::uuid))
+            ORDER BY requested_at DESC, id DESC LIMIT %(limit)s""",
+        at=before[0] if before else None,
+        before=before[1] if before else None,
+        limit=limit,
+    )
+    return [_run_object(row) for row in rows]
+
+
+def last_proof(cursor: CursorWrapper) -> tuple[int, datetime] | None:
+    """What the last finished run said of the books: accounts that do not agree, and when that was."""
+    rows = _rows(
+        cursor,
+        """SELECT mismatched_account_count, finished_at FROM reconciliation_run
+           WHERE tenant_id = %(tenant)s AND state = 'complete' ORDER BY finished_at DESC LIMIT 1""",
+    )
+    return (rows[0][0], rows[0][1]) if rows else None
+
+
+def latest_statement(cursor: CursorWrapper, *, ref: str, as_of: date) -> tuple[date, int] | None:
+    """Last day and closing balance of the latest statement that ends on or before a date."""
+    rows = _rows(
+        cursor,
+        """SELECT to_date, closing_balance_minor FROM bank_statement
+           WHERE tenant_id = %(tenant)s AND bank_account_ref = %(ref)s AND to_date <= %(as_of)s
+           ORDER BY to_date DESC, imported_at DESC, id DESC LIMIT 1""",
+        ref=ref,
+        as_of=as_of,
+    )
+    return (rows[0][0], rows[0][1]) if rows else None

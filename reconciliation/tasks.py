@@ -1,0 +1,36 @@
+"""Reconciliation's tasks: doors to reconciliation/runs.py. A task may run twice, late, or not at all; the table knows."""
+
+from __future__ import annotations
+
+import logging
+
+from hpts.celery import app
+from ledger.proof import tenants
+from reconciliation import runs
+
+logger = logging.getLogger("hpts.reconciliation")
+
+
+@app.task(name="reconciliation.work_off")
+def work_off(tenant_id: str) -> None:
+    """A tenant has a run to work off."""
+    runs.work_off(tenant_id)
+
+
+@app.task(name="reconciliation.look_around")
+def look_around() -> None:
+    """Each tenant's night, and what no message has told of. One tenant's failure is not another's."""
+    for tenant_id in tenants():
+        try:
+            runs.request_nightly(tenant_id)
+            runs.work_off(tenant_id)
+        except Exception:
+            logger.exception("reconciliation of tenant %s", tenant_id)
+
+
+def announce(tenant_id: str) -> None:
+    """Tell a worker of a queued run. Without a broker the next look around finds it."""
+    try:
+        work_off.apply_async((tenant_id,), retry=False)
+    except Exception as error:
+        logger.warning("the broker is away, the run waits for the schedule: %s", error)
