@@ -24,10 +24,10 @@ from django.test import Client
 from django.utils import timezone
 from oauth2_provider.models import AccessToken, RefreshToken
 
-from hpts import auth, oauth
+from hpts import auth, certificates, oauth
 from hpts.models import ApiClient
 
-pytestmark = [pytest.mark.urls(__name__), pytest.mark.django_db]
+pytestmark = pytest.mark.urls(__name__)
 
 urlpatterns = oauth.urlpatterns
 
@@ -312,8 +312,9 @@ def test_a_certificate_is_kept_as_its_thumbprint(tmp_path: Path) -> None:
         out = StringIO()
         arguments = ["--tenant", TENANT, "--scopes", "hpts:ledger:read", "--certificate", str(tmp_path / "partner")]
         call_command("create_client", *arguments, "--json", stdout=out)
-        row = ApiClient.objects.get(client_id=json.loads(out.getvalue())["client_id"])
-        assert row.certificate_thumbprints == [expected]
+        client_id = json.loads(out.getvalue())["client_id"]
+        [kept] = certificates.listed(arguments[1], client_id)
+        assert (kept.thumbprint, kept.subject, kept.retired_at) == (expected, "CN=partner", None)
     (tmp_path / "partner").write_bytes(b"no certificate")
     with pytest.raises(CommandError):
         call_command("create_client", *arguments)
