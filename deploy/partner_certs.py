@@ -4,8 +4,8 @@
     python -m deploy.partner_certs acme-next           one more certificate for a partner
     python -m deploy.partner_certs --revoke acme       put a certificate on the revocation list
 
-Everything lies in var/partner-certs (HPTS_TLS_DIRECTORY names another place): ca.crt is what clients trust, partners-ca.crt what the
-partner host trusts, partners.crl whom it no longer does. What is there already is kept.
+Everything lies in var/partner-certs (HPTS_TLS_DIRECTORY names another place): ca.crt is what clients trust, partners-ca.crt
+what the partner host trusts, partners.crl whom it no longer does. What is there already is kept.
 """
 
 from __future__ import annotations
@@ -141,7 +141,9 @@ def prepare(where: Path) -> None:
     (where / "partners.crl").write_bytes(revocation_list(partners, []))
     extra = tuple(os.environ[name] for name in ("HPTS_PUBLIC_NAME", "HPTS_PARTNER_NAME") if name in os.environ)
     names = tuple(dict.fromkeys((*SERVER_NAMES, *extra)))
-    issue("HPTS development server", authority, usage=ExtendedKeyUsageOID.SERVER_AUTH, names=names).write(where, "server")
+    issue("HPTS development server", authority, usage=ExtendedKeyUsageOID.SERVER_AUTH, names=names).write(
+        where, "server"
+    )
 
 
 def revoke(where: Path, name: str) -> None:

@@ -74,7 +74,10 @@ def main() -> None:
     except FileNotFoundError as error:
         sys.exit(str(error))
     public, partner = ports.values()
-    print(f"Public host https://localhost:{public}, partner host https://localhost:{partner}; Ctrl-C stops both.", flush=True)
+    print(
+        f"Public host https://localhost:{public}, partner host https://localhost:{partner}; Ctrl-C stops both.",
+        flush=True,
+    )
     os.execv(command[0], command)
 
 

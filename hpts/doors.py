@@ -78,13 +78,13 @@ def _opened(said: str) -> str:
 
 def _refusal(request: HttpRequest) -> problems.Problem | None:
     through, certificate = shown(request.META)
-    if through == DIRECT and settings.PROXY_SECRET and not settings.DEVELOPMENT:
-        if request.path_info not in ALWAYS_OPEN:
-            return problems.ValidationFailed("The request did not come through the proxy in front of this server.")
-    elif through == PARTNER and certificate is None and "HTTP_AUTHORIZATION" not in request.META:
-        # A token has an answer of its own (401), and so has the token endpoint.
-        if request.path_info != TOKEN_PATH:
-            return problems.ClientCertificateRequired("The partner host is open to holders of a certificate alone.")
+    guarded = settings.PROXY_SECRET and not settings.DEVELOPMENT
+    if through == DIRECT and guarded and request.path_info not in ALWAYS_OPEN:
+        return problems.ValidationFailed("The request did not come through the proxy in front of this server.")
+    # A token has an answer of its own (401), and so has the token endpoint.
+    empty_handed = certificate is None and "HTTP_AUTHORIZATION" not in request.META
+    if through == PARTNER and empty_handed and request.path_info != TOKEN_PATH:
+        return problems.ClientCertificateRequired("The partner host is open to holders of a certificate alone.")
     return None
 
 

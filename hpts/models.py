@@ -1,4 +1,4 @@
-"""The API's clients: the machines that a tenant lets call, and what they present. What they post or read is the ledger's business."""
+"""The API's clients: the machines that a tenant lets call, and their certificates. What they post is the ledger's business."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The token issuer: signed access tokens for clients of one tenant, and for people through them (RFC 6749, 7636, 9068).
 
 A client proves itself by its secret, or at the partner host by its certificate (RFC 8705); a person signs in.
-django-oauth-toolkit speaks the protocol; what is ours is the token's content, the scopes and what is kept at rest. Whether a token is accepted is `hpts/auth.py`'s question, never asked here.
+django-oauth-toolkit speaks the protocol; what is ours is the token's content, the scopes and what is kept at rest.
+Whether a token is accepted is `hpts/auth.py`'s question, never asked here.
 """
 
 from __future__ import annotations
@@ -201,7 +202,9 @@ class ClientValidator(OAuth2Validator):  # type: ignore[misc]
         """A public client proves nothing but that it began the sign-in (PKCE): no partner does it like that."""
         return super().authenticate_client_id(client_id, request) and _at_its_door(request)
 
-    def save_authorization_code(self, client_id: str, code: Any, request: TokenRequest, *args: Any, **kwargs: Any) -> None:
+    def save_authorization_code(
+        self, client_id: str, code: Any, request: TokenRequest, *args: Any, **kwargs: Any
+    ) -> None:
         if not may_read(request.client, str(request.user.pk)):
             raise AccessDeniedError(request=request, state=request.state)
         Grant.objects.filter(application=request.client, expires__lt=timezone.now()).delete()

@@ -58,7 +58,9 @@ class Migration(migrations.Migration):
                     models.CheckConstraint(
                         condition=Q(thumbprint__regex=r"^[A-Za-z0-9_-]{43}$"), name="client_certificate_thumbprint"
                     ),
-                    models.CheckConstraint(condition=Q(not_before__lt=F("not_after")), name="client_certificate_period"),
+                    models.CheckConstraint(
+                        condition=Q(not_before__lt=F("not_after")), name="client_certificate_period"
+                    ),
                     models.CheckConstraint(
                         condition=Q(retired_at__isnull=True, retired_reason__isnull=True)
                         | Q(retired_at__isnull=False, retired_reason__isnull=False),
