@@ -321,9 +321,9 @@ def register_reader(
 
 def client_for_certificate(tenant_id: str, client_id: str) -> ApiClient:
     """The tenant's client of this id. With an external issuer its clients are written down here when first named."""
-    found = ApiClient.objects.filter(client_id=client_id).first()
+    found: ApiClient | None = ApiClient.objects.filter(client_id=client_id).first()
     if found is None and settings.JWKS_URL and CLIENT_ID.fullmatch(client_id):
-        return _create(
+        found = _create(
             _known_tenant(tenant_id),
             client_id,
             client_id=client_id,
@@ -347,7 +347,8 @@ def _known_tenant(tenant_id: str) -> str:
 
 def _create(tenant_id: str, name: str, **members: Any) -> ApiClient:
     made = {"client_id": f"{slugify(name)[:40] or 'client'}-{secrets.token_hex(8)}"} | members
-    return ApiClient.objects.create(tenant_id=tenant_id, name=name, **made)
+    created: ApiClient = ApiClient.objects.create(tenant_id=tenant_id, name=name, **made)
+    return created
 
 
 # --- Endpoints -------------------------------------------------------------------------------------------------------
