@@ -210,6 +210,28 @@ class ClientValidator(OAuth2Validator):  # type: ignore[misc]
         Grant.objects.filter(application=request.client, expires__lt=timezone.now()).delete()
         super().save_authorization_code(client_id, code, request)
 
+    def validate_code(self, client_id: str, code: str, client: ApiClient, request: TokenRequest, *args: Any) -> bool:
+        """Take the code away from the table: whoever comes first has it, and a wrong verifier is not tried twice."""
+        grant = Grant.objects.filter(code=code, application=client).select_related("user").first()
+        if grant is None or not Grant.objects.filter(pk=grant.pk).delete()[0] or grant.is_expired():
+            return False
+        request.taken, request.user, request.scopes = grant, grant.user, grant.scope.split()
+        return True
+
+    def get_code_challenge(self, code: str, request: TokenRequest) -> str | None:
+        return request.taken.code_challenge or None
+
+    def get_code_challenge_method(self, code: str, request: TokenRequest) -> str | None:
+        return request.taken.code_challenge_method or None
+
+    def confirm_redirect_uri(
+        self, client_id: str, code: str, redirect_uri: str, client: ApiClient, request: TokenRequest
+    ) -> bool:
+        return bool(request.taken.redirect_uri_allowed(redirect_uri))
+
+    def invalidate_authorization_code(self, *args: Any, **kwargs: Any) -> None:
+        """It was, when it was looked at."""
+
     def save_bearer_token(self, token: Any, request: TokenRequest, *args: Any, **kwargs: Any) -> None:
         return None
 
