@@ -13,7 +13,8 @@ WORKERS ?= 2
 T ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run services test test-long check lint drift bench bench-accrual bench-webhooks schema openapi rules requirements clean
+NAME ?= acme
+.PHONY: help install run services partner-certs partner-host test test-long check lint drift bench bench-accrual bench-webhooks schema openapi rules requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
@@ -26,6 +27,12 @@ run: install ## PostgreSQL, Redis, a demo tenant, API on port 3000 (PORT=4000), 
 
 services: install ## PostgreSQL and Redis alone, in the foreground
 	@exec $(VENV) -m hpts.embedded serve
+
+partner-certs: install ## a development authority and a partner's certificate below var/partner-certs; NAME=acme
+	@$(VENV) -m deploy.partner_certs $(NAME)
+
+partner-host: install ## nginx with mutual TLS in front of `make run`, in the foreground (PORT names the run's port)
+	@exec $(VENV) -m deploy.partner_host
 
 test: install ## the whole suite on its own servers; T=path narrows it, WORKERS=n spreads it
 	@$(VENV) -m pytest -n $(WORKERS) $(T)

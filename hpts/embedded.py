@@ -130,8 +130,10 @@ def _secrets(state: Path) -> dict[str, str]:
             names = ("superuser", "owner", "app", "readonly", "redis")
             made = {f"{name}_password": secrets.token_hex(24) for name in names}
             made |= {"HPTS_SECRET_KEY": secrets.token_urlsafe(48), "HPTS_SIGNING_KEY": _signing_key()}
-        if "HPTS_WEBHOOK_KEYS" not in made:  # Of a state directory from before there were webhooks, too.
-            made["HPTS_WEBHOOK_KEYS"] = secrets.token_urlsafe(48)
+        # Of a state directory from before there were webhooks or doors, too.
+        missing = {"HPTS_WEBHOOK_KEYS", "HPTS_PROXY_SECRET"} - made.keys()
+        if missing:
+            made |= {name: secrets.token_urlsafe(48) for name in missing}
             write_private(path, json.dumps(made, indent=1))
         return made
 
@@ -139,7 +141,7 @@ def _secrets(state: Path) -> dict[str, str]:
 def application_secrets(state: Path) -> dict[str, str]:
     """The variables that hold the application's own keys, made at the first call."""
     made = _secrets(state)
-    names = ("HPTS_SECRET_KEY", "HPTS_SIGNING_KEY", "HPTS_WEBHOOK_KEYS")
+    names = ("HPTS_SECRET_KEY", "HPTS_SIGNING_KEY", "HPTS_WEBHOOK_KEYS", "HPTS_PROXY_SECRET")
     return {name: made[name] for name in names} | {"HPTS_DEVELOPMENT": "1"}
 
 

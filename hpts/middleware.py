@@ -1,4 +1,4 @@
-"""What every request passes: its identity. And what only the admin passes: sessions, forgery protection, messages."""
+"""What every request passes: its identity. And what only the pages of people pass: sessions, forgery protection, messages."""
 
 from __future__ import annotations
 
@@ -71,13 +71,17 @@ def correlation_id(traceparent: str | None) -> str:
     return str(uuid.UUID(match[1]))
 
 
+# Where people come by browser; the API's path does not pay for sessions.
+PAGES = ("/admin/", "/oauth2/authorize")
+
+
 class _AdminOnly:
-    """A middleware of Django's for /admin/ alone; the API's path does not pay for it."""
+    """A middleware of Django's for the pages of people alone."""
 
     get_response: Any
 
     def __call__(self, request: HttpRequest) -> Any:
-        if request.path_info.startswith("/admin/"):
+        if request.path_info.startswith(PAGES):
             return super().__call__(request)  # type: ignore[misc]
         return self.get_response(request)
 
@@ -88,7 +92,7 @@ class AdminSessions(_AdminOnly, SessionMiddleware):
 
 class AdminForgeryProtection(_AdminOnly, CsrfViewMiddleware):
     def process_view(self, request: HttpRequest, callback: Any, args: Any, kwargs: Any) -> Any:
-        if request.path_info.startswith("/admin/"):
+        if request.path_info.startswith(PAGES):
             return super().process_view(request, callback, args, kwargs)
         return None
 

@@ -55,6 +55,8 @@ def server_command(*binds: str) -> list[str]:
     command = [sys.executable, "-m", "gunicorn", "hpts.wsgi", "--worker-class", "gthread"]
     command += ["--workers", os.environ.get("HPTS_WEB_WORKERS", "2")]
     command += ["--threads", os.environ.get("HPTS_WEB_THREADS", "8")]
+    # A header with an underscore would pass for one with a dash: it is dropped.
+    command += ["--header-map", "drop"]
     command += ["--graceful-timeout", "5", "--log-level", "warning", "--no-control-socket"]
     return command + [part for bind in binds for part in ("--bind", bind)]
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 
 from hpts import embedded
 
@@ -97,6 +98,7 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "hpts.middleware.RequestIdentity",
+    "hpts.doors.Doors",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "hpts.middleware.AdminSessions",
@@ -157,6 +159,14 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": ["hpts.openapi.complete"],
 }
 
+# --- Doors -----------------------------------------------------------------------------------------------------------
+# What the proxy that ends TLS shows to be believed. With it set, production answers to nobody but the proxy.
+PROXY_SECRET = env.str("HPTS_PROXY_SECRET", "")
+if 0 < len(PROXY_SECRET) < 32:
+    raise ImproperlyConfigured("HPTS_PROXY_SECRET must have 32 characters or more: openssl rand -hex 32")
+# Where partners call with their certificates (https://partner.example.com): published in the issuer's metadata.
+PARTNER_URL = env.str("HPTS_PARTNER_URL", "")
+
 # --- Who may call ----------------------------------------------------------------------------------------------------
 # The own issuer signs with HPTS_SIGNING_KEY (RSA, PEM). HPTS_PREVIOUS_SIGNING_KEYS holds the public keys (PEM, one after
 # the other) of keys that were replaced less than an hour ago. With HPTS_JWKS_URL set, tokens of that external issuer are
@@ -167,19 +177,23 @@ AUDIENCE = env.str("HPTS_AUDIENCE", "hpts")
 SIGNING_KEY = env.str("HPTS_SIGNING_KEY", "", multiline=True)
 PREVIOUS_SIGNING_KEYS = env.str("HPTS_PREVIOUS_SIGNING_KEYS", "", multiline=True)
 ACCESS_TOKEN_SECONDS = 3600
+# People sign in here, and are led back to what they wanted.
+LOGIN_URL = "admin:login"
 # Called with a tenant's id (str) when a token is first verified: may this tenant's tokens be used?
 HPTS_TENANT_EXISTS = "ledger.queries.tenant_is_active"
 OAUTH2_PROVIDER_APPLICATION_MODEL = "hpts.ApiClient"
 OAUTH2_PROVIDER = {
-    # Client credentials and nothing else: the other grants have no endpoint.
-    "OAUTH2_SERVER_CLASS": "oauthlib.oauth2.BackendApplicationServer",
+    # Client credentials, and the code for people: the other grants have no endpoint.
+    "OAUTH2_SERVER_CLASS": "hpts.oauth.Server",
+    "OIDC_ISS_ENDPOINT": ISSUER,
     "OAUTH2_VALIDATOR_CLASS": "hpts.oauth.ClientValidator",
     "ACCESS_TOKEN_GENERATOR": "hpts.oauth.access_token",
     "ACCESS_TOKEN_EXPIRE_SECONDS": ACCESS_TOKEN_SECONDS,
     "SCOPES_BACKEND_CLASS": "hpts.oauth.ClientScopes",
     "CLIENT_SECRET_HASHER": "generated_secret",
     "PKCE_REQUIRED": True,
-    "ALLOWED_REDIRECT_URI_SCHEMES": ["https"],
+    # http is for loopback alone (RFC 8252), which oauth.register_reader sees to.
+    "ALLOWED_REDIRECT_URI_SCHEMES": ["https", "http"],
     "REFRESH_TOKEN_REUSE_PROTECTION": True,
     "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,

@@ -129,7 +129,7 @@ class Api:
         """A token as the issuer makes it, with these scopes."""
         wanted = tuple(scopes)
         if wanted not in self.tokens:
-            request: Any = SimpleNamespace(client=self.client, scopes=wanted, expires_in=3600)
+            request: Any = SimpleNamespace(client=self.client, scopes=wanted, expires_in=3600, user=None, headers={})
             self.tokens[wanted] = oauth.access_token(request)
         return self.tokens[wanted]
 
