@@ -21,12 +21,14 @@ from functools import partial
 from typing import NamedTuple
 
 import aiohttp
+import msgspec
 from django.db import connections
 
+from hpts import metrics
 from hpts.pipeline import Statement
 from hpts.tenancy import tenant_transaction
 from webhooks import delivery, queries, sender
-from webhooks.delivery import Claimed, Result
+from webhooks.delivery import Claimed, Outcome, Result, Verdict
 from webhooks.relay import BATCH, RelayStuck, relay
 
 logger = logging.getLogger(__name__)
@@ -148,9 +150,12 @@ class Worker:
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
     async def _send(self, session: aiohttp.ClientSession, claimed: Claimed) -> None:
+        began = time.monotonic()
         outcome = await sender.send(session, claimed)
         self.sent += 1
-        self._results.append(Result(claimed, outcome, delivery.verdict(claimed.attempt, outcome)))
+        verdict = delivery.verdict(claimed.attempt, outcome)
+        _count(claimed, outcome, verdict, time.monotonic() - began)
+        self._results.append(Result(claimed, outcome, verdict))
         self._wake.set()
 
     def _arrived(self, task: asyncio.Task[None]) -> None:
@@ -174,6 +179,27 @@ class Worker:
             await loop.run_in_executor(self._database, last_words, self._results, left)
         except Exception:
             logger.exception("what was on its way is delivered again when its lease ends")
+
+
+def _count(claimed: Claimed, outcome: Outcome, verdict: Verdict, seconds: float) -> None:
+    """The line and the figures of an attempt."""
+    metrics.WEBHOOK_ATTEMPTS.labels(str(claimed.attempt), verdict.state).inc()
+    metrics.WEBHOOK_SECONDS.observe(seconds)
+    members: dict[str, object] = {
+        "tenant_id": claimed.tenant_id,
+        "delivery_id": claimed.delivery_id,
+        "endpoint_id": claimed.endpoint_id,
+        "attempt": claimed.attempt,
+        "operation": "deliverWebhook",
+        "status": outcome.status or 0,
+        "state": verdict.state,
+        "duration_ms": round(seconds * 1_000, 2),
+    }
+    if claimed.document is not None:
+        members["correlation_id"] = msgspec.json.decode(claimed.document).get("correlation_id")
+    if outcome.error is not None:
+        members["error"] = outcome.error
+    logger.info("webhook attempt", extra={"members": members})
 
 
 # --- In a thread with a database connection --------------------------------------------------------------------------
