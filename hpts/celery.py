@@ -53,6 +53,8 @@ beat_init.connect(walls.watch_role)
 logger = logging.getLogger("hpts.task")
 # The tasks that run now, in this process: when they began, and the members of their lines.
 _running: dict[str, tuple[float, AbstractContextManager[None]]] = {}
+# Their spans, where there are traces; what is not asked for is not loaded.
+_spans: dict[str, Any] = {}
 
 
 @setup_logging.connect
@@ -68,6 +70,10 @@ def begin(task_id: str, task: Task, args: Any = (), **_: Any) -> None:
     members = logs.about(task=task.name, task_id=task_id, correlation_id=task_id, **tenant)
     members.__enter__()
     _running[task_id] = (time.monotonic(), members)
+    if settings.OTLP_ENDPOINT:
+        from hpts import tracing
+
+        _spans[task_id] = tracing.begin_task(task.name, task_id)
 
 
 @task_postrun.connect
@@ -79,3 +85,7 @@ def end(task_id: str, task: Task, state: str | None = None, **_: Any) -> None:
     metrics.TASK_DURATION.labels(task.name).observe(seconds)
     logger.info("task", extra={"members": {"status": state, "duration_ms": round(seconds * 1_000, 2)}})
     members.__exit__(None, None, None)
+    if task_id in _spans:
+        from hpts import tracing
+
+        tracing.end_task(_spans.pop(task_id), state or "UNKNOWN")

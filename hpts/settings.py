@@ -131,6 +131,13 @@ LANGUAGE_CODE = "en-us"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEVELOPMENT
+SECURE_HSTS_SECONDS = 0 if DEVELOPMENT else 31_536_000
+SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+SILENCED_SYSTEM_CHECKS = [
+    "security.W003",  # forgery protection is there, for the admin alone: hpts.middleware.AdminForgeryProtection
+    "security.W008",  # the proxy in front, where TLS ends, redirects
+    "security.W021",  # whether a domain goes into the browsers' lists is its owner's to say
+]
 AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
 
 # --- API -------------------------------------------------------------------------------------------------------------
