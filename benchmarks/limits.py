@@ -1,0 +1,207 @@
+"""What quotas cost a payment, and whether a noisy tenant is felt by another one.
+
+    python -m hpts.embedded temporary .venv/bin/python -m benchmarks.limits
+
+The cost: the server's processor time per POST /payments, with quotas and without, one round after the other. The neighbour: a
+quiet tenant pays at a steady rate while another one sends first what its quota allows, then ten times that; in turns, too.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import django
+
+from benchmarks import load, server
+
+ROUNDS = 4
+SECONDS = 3.0
+CLIENTS = 4
+LOANS = 50
+NOISY_QUOTA = 20
+QUIET_RATE = 20
+COST_GOAL, NEIGHBOUR_GOAL = 0.10, 0.20
+
+
+def tenant(name: str) -> tuple[str, str, list[tuple[str, str]]]:
+    """A tenant with loans, and a token of its client: (tenant id, token, loans and borrowers)."""
+    from hpts import oauth
+    from hpts.tenancy import tenant_transaction
+    from ledger import masters
+
+    tenant_id, program_id = str(uuid.uuid4()), str(uuid.uuid4())
+    loans = [(str(uuid.uuid4()), str(uuid.uuid4())) for _ in range(LOANS)]
+    with tenant_transaction(tenant_id) as cursor:
+        masters.create_tenant(cursor, name=name, currency="USD", timezone="UTC")
+        masters.create_program(
+            cursor, on=date(2026, 1, 1), program_id=program_id, name="Bench", currency="USD", annual_rate_bps=1_000,
+            day_count_convention="ACT_365", waterfall=("fees", "interest", "principal"), accrual_mode="client",
+        )  # fmt: skip
+        for loan_id, borrower_id in loans:
+            masters.create_loan(
+                cursor, on=date(2026, 1, 1), loan_id=loan_id, borrower_id=borrower_id, program_id=program_id,
+                opened_on=date(2026, 1, 1), principal_limit_minor=None, annual_rate_bps=None,
+            )  # fmt: skip
+    client, _ = oauth.register_client(tenant_id=tenant_id, scopes=["hpts:payments:write"], name=name)
+    request: Any = SimpleNamespace(client=client, scopes=["hpts:payments:write"], expires_in=3600)
+    return tenant_id, oauth.access_token(request), loans
+
+
+def payments(token: str, loans: Sequence[tuple[str, str]], count: int) -> list[bytes]:
+    """That many different payments, as raw requests."""
+    requests = []
+    for number in range(count):
+        loan_id, borrower_id = loans[number % len(loans)]
+        body = json.dumps(
+            {"loan_id": loan_id, "borrower_id": borrower_id, "amount_minor": "100", "currency": "USD",
+             "effective_at": "2026-02-01", "source_method": "ach"}
+        ).encode()  # fmt: skip
+        head = (
+            f"POST /v1/payments HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
+            f"Idempotency-Key: {uuid.uuid4()}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
+        requests.append(head.encode() + body)
+    return requests
+
+
+def cost(environment: dict[str, str], state: Path) -> dict[str, Any]:
+    """Processor milliseconds of the server per payment, with quotas and without."""
+    _, token, loans = tenant("Bench")
+    used: dict[str, list[float]] = {"with": [], "without": []}
+    counted = state / "counted"
+    counted.mkdir()
+    common = environment | {"PROMETHEUS_MULTIPROC_DIR": str(counted)}
+    with (
+        server.running(server.product_command(), common | {"HPTS_TENANT_REQUESTS_PER_SECOND": "1000000"}, state / "with.log") as on,
+        server.running(server.product_command(), common | {"HPTS_TENANT_REQUESTS_PER_SECOND": "0"}, state / "without.log") as off,
+    ):  # fmt: skip
+        for each in (on, off):
+            load.run(each.port, payments(token, loans, 400), clients=CLIENTS, status=201, seconds=60)
+        for number in range(ROUNDS):
+            pair = [("with", on), ("without", off)]
+            for name, each in pair if number % 2 else reversed(pair):
+                before = each.processor_seconds()
+                report = load.run(each.port, payments(token, loans, 3_000), clients=CLIENTS, status=201, seconds=SECONDS)
+                used[name].append((each.processor_seconds() - before) / report.answers * 1_000)
+    ratio = [one / other for one, other in zip(used["with"], used["without"], strict=True)]
+    return {"with_ms": used["with"], "without_ms": used["without"], "ratio": statistics.median(ratio)}
+
+
+class Paced(threading.Thread):
+    """Sends requests at a rate over some connections, and keeps what each took."""
+
+    def __init__(self, port: int, requests: list[bytes], rate: float) -> None:
+        super().__init__()
+        self.port, self.requests, self.rate = port, requests, rate
+        self.took: list[float] = []
+        self.statuses: Counter[int] = Counter()
+
+    def run(self) -> None:
+        connection = load._Connection(self.port)
+        connection.socket.settimeout(30)
+        began = time.perf_counter()
+        for number, request in enumerate(self.requests):
+            pause = began + number / self.rate - time.perf_counter()
+            if pause > 0:
+                time.sleep(pause)
+            sent = time.perf_counter()
+            connection.socket.sendall(request)
+            answer = _read(connection.socket)
+            self.took.append((time.perf_counter() - sent) * 1_000)
+            self.statuses[int(answer.split(b" ", 2)[1])] += 1
+        connection.socket.close()
+
+
+def _read(socket: Any) -> bytes:
+    received = b""
+    while b"\r\n\r\n" not in received:
+        received += socket.recv(65_536)
+    head, _, body = received.partition(b"\r\n\r\n")
+    match = load._LENGTH.search(head + b"\r\n")
+    missing = int(match[1]) - len(body) if match else 0
+    while missing > 0:
+        missing -= len(socket.recv(missing))
+    return head
+
+
+def flood(port: int, token: str, loans: list[list[str]], rate: float, seconds: float) -> None:
+    """In a process of its own: four connections that together send at a rate."""
+    each = int(rate * seconds / 4)
+    threads = [Paced(port, payments(token, [(a, b) for a, b in loans], each), rate / 4) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(json.dumps(dict(sum((thread.statuses for thread in threads), Counter()))))
+
+
+def neighbour(environment: dict[str, str], state: Path) -> dict[str, Any]:
+    """The quiet tenant's p99 beside a tenant that keeps to its quota, and beside one that sends ten times as much."""
+    noisy_id, noisy_token, noisy_loans = tenant("Noisy")
+    _, quiet_token, quiet_loans = tenant("Quiet")
+    from django.core.management import call_command
+
+    call_command("tenant_quota", tenant=noisy_id, requests_per_second=NOISY_QUOTA)
+    found: dict[str, list[float]] = {"1x": [], "10x": []}
+    statuses: dict[str, list[dict[str, int]]] = {"1x": [], "10x": []}
+    with server.running(server.product_command(), environment, state / "neighbour.log") as api:
+        load.run(api.port, payments(quiet_token, quiet_loans, 400), clients=CLIENTS, status=201, seconds=60)
+        for number in range(ROUNDS):
+            pair = [("1x", 1), ("10x", 10)]
+            for name, times in pair if number % 2 else reversed(pair):
+                plan = json.dumps([api.port, noisy_token, noisy_loans, NOISY_QUOTA * times, 2 * SECONDS])
+                noise = subprocess.Popen(
+                    [sys.executable, "-m", "benchmarks.limits", "flood"],
+                    stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                )  # fmt: skip
+                assert noise.stdin is not None
+                noise.stdin.write(plan)
+                noise.stdin.close()
+                time.sleep(1.0)
+                quiet = Paced(api.port, payments(quiet_token, quiet_loans, int(QUIET_RATE * 2 * SECONDS)), QUIET_RATE)
+                quiet.start()
+                quiet.join()
+                assert noise.stdout is not None
+                statuses[name].append(json.loads(noise.stdout.read()))
+                noise.wait()
+                found[name] += quiet.took
+    p99 = {name: load.quantile(sorted(took), 0.99) for name, took in found.items()}
+    p50 = {name: load.quantile(sorted(took), 0.50) for name, took in found.items()}
+    return {"p50_ms": p50, "p99_ms": p99, "moved": p99["10x"] / p99["1x"] - 1, "noisy": statuses}
+
+
+def main(arguments: list[str]) -> int:
+    if arguments == ["flood"]:
+        flood(*json.loads(sys.stdin.read()))
+        return 0
+    migrate = [sys.executable, "manage.py", "migrate", "--database", "owner", "--verbosity", "0"]
+    subprocess.run(migrate, check=True)
+    django.setup()
+    with tempfile.TemporaryDirectory() as directory:
+        report = {"cost": cost({}, Path(directory)), "neighbour": neighbour({}, Path(directory))}
+    print(json.dumps(report, indent=1))
+    dear = report["cost"]["ratio"] - 1
+    moved = report["neighbour"]["moved"]
+    print(f"Quotas cost {dear:.1%} of a payment's processor time; the goal is {COST_GOAL:.0%}.")
+    print(f"A tenant at ten times its quota moves another's p99 by {moved:.1%}; the goal is {NEIGHBOUR_GOAL:.0%}.")
+    return int(dear > COST_GOAL or moved > NEIGHBOUR_GOAL)
+
+
+if __name__ == "__main__":
+    import os
+
+    os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
+    sys.exit(main(sys.argv[1:]))
