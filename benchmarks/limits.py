@@ -94,7 +94,9 @@ def cost(environment: dict[str, str], state: Path) -> dict[str, Any]:
             pair = [("with", on), ("without", off)]
             for name, each in pair if number % 2 else reversed(pair):
                 before = each.processor_seconds()
-                report = load.run(each.port, payments(token, loans, 3_000), clients=CLIENTS, status=201, seconds=SECONDS)
+                report = load.run(
+                    each.port, payments(token, loans, 3_000), clients=CLIENTS, status=201, seconds=SECONDS
+                )
                 used[name].append((each.processor_seconds() - before) / report.answers * 1_000)
     ratio = [one / other for one, other in zip(used["with"], used["without"], strict=True)]
     return {"with_ms": used["with"], "without_ms": used["without"], "ratio": statistics.median(ratio)}

@@ -57,13 +57,11 @@ _running: dict[str, tuple[float, AbstractContextManager[None]]] = {}
 _spans: dict[str, Any] = {}
 
 
-@setup_logging.connect
 def configure_logs(**_: Any) -> None:
     """The settings' logs, and not Celery's own."""
     logging.config.dictConfig(settings.LOGGING)
 
 
-@task_prerun.connect
 def begin(task_id: str, task: Task, args: Any = (), **_: Any) -> None:
     # By convention of all tasks the tenant comes first.
     tenant = {"tenant_id": args[0]} if args else {}
@@ -76,7 +74,6 @@ def begin(task_id: str, task: Task, args: Any = (), **_: Any) -> None:
         _spans[task_id] = tracing.begin_task(task.name, task_id)
 
 
-@task_postrun.connect
 def end(task_id: str, task: Task, state: str | None = None, **_: Any) -> None:
     """The line and the figures of a task; its error, when there is one, has been logged by Celery."""
     began, members = _running.pop(task_id)
@@ -89,3 +86,8 @@ def end(task_id: str, task: Task, state: str | None = None, **_: Any) -> None:
         from hpts import tracing
 
         tracing.end_task(_spans.pop(task_id), state or "UNKNOWN")
+
+
+setup_logging.connect(configure_logs)
+task_prerun.connect(begin)
+task_postrun.connect(end)

@@ -16,11 +16,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import redis
 from django.conf import settings
-from django.http import HttpResponse
+from django.http import HttpResponseBase
 from django.utils.module_loading import import_string
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
@@ -66,7 +66,7 @@ class Admission(NamedTuple):
     remaining: int
     reset_seconds: float
 
-    def label(self, response: HttpResponse) -> None:
+    def label(self, response: HttpResponseBase) -> None:
         """Tell the client how it stands."""
         values = (self.limit, self.remaining, math.ceil(self.reset_seconds))
         for name, value in zip(HEADERS, values, strict=True):
@@ -102,12 +102,12 @@ class Shared:
             return None
         keys = [bucket.key for bucket in buckets]
         numbers = [number for bucket in buckets for number in (bucket.interval, bucket.size)]
-        arguments = (len(keys), *keys, cost, int(always), *numbers)
+        arguments: list[Any] = [*keys, cost, int(always), *numbers]
         try:
             try:
-                answer = self._redis.evalsha(SHA, *arguments)
+                answer = self._redis.evalsha(SHA, len(keys), *arguments)
             except NoScriptError:
-                answer = self._redis.eval(SCRIPT, *arguments)
+                answer = self._redis.eval(SCRIPT, len(keys), *arguments)
         except (redis.RedisError, OSError) as error:
             self._open(error)
             return None
@@ -160,8 +160,7 @@ class Alone:
                     self._full_at.popitem(last=False)
         owed_now = after if granted else before
         left = [
-            max(math.floor(bucket.size - owed / bucket.interval), 0)
-            for bucket, owed in zip(own, owed_now, strict=True)
+            max(math.floor(bucket.size - owed / bucket.interval), 0) for bucket, owed in zip(own, owed_now, strict=True)
         ]
         place = left.index(min(left))
         return _admission((0 if granted else wait, place + 1, left[place], owed_now[place]), own)

@@ -21,7 +21,15 @@ from typing import NamedTuple
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
 from django.utils.module_loading import import_string
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Histogram, generate_latest, values
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    generate_latest,
+    values,
+)
 from prometheus_client.metrics_core import GaugeMetricFamily
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -41,7 +49,9 @@ REQUESTS = Counter("hpts_requests", "Requests by operation and status.", ["opera
 REQUEST_SECONDS = Histogram(
     "hpts_request_seconds", "How long requests took, by operation.", ["operation", "method"], buckets=SECONDS
 )
-TENANT_REQUESTS = Counter("hpts_tenant_requests", "Requests of the tenants that HPTS_METRICS_TENANTS names.", ["tenant"])
+TENANT_REQUESTS = Counter(
+    "hpts_tenant_requests", "Requests of the tenants that HPTS_METRICS_TENANTS names.", ["tenant"]
+)
 REPLAYS = Counter("hpts_idempotent_replays", "Answers that were those of the first time.", ["operation"])
 REFUSALS = Counter("hpts_refusals", "Problems that were answered, by code.", ["code"])
 RATE_LIMITED = Counter("hpts_rate_limited", "Requests refused because a quota is used up, by whose.", ["bucket"])
@@ -52,7 +62,9 @@ TRANSACTION_RETRIES = Counter(
 )
 ACCRUED_LOANS = Counter("hpts_accrued_loans", "Loans that the engine has accrued.")
 ACCRUAL_SECONDS = Counter("hpts_accrual_seconds", "Seconds that workers spent on the engine's chunks.")
-WEBHOOK_ATTEMPTS = Counter("hpts_webhook_attempts", "Webhook attempts, by number and what became of the delivery.", ["attempt", "state"])
+WEBHOOK_ATTEMPTS = Counter(
+    "hpts_webhook_attempts", "Webhook attempts, by number and what became of the delivery.", ["attempt", "state"]
+)
 WEBHOOK_SECONDS = Histogram("hpts_webhook_attempt_seconds", "How long webhook attempts took.", buckets=SECONDS)
 TASKS = Counter("hpts_tasks", "Celery tasks that ended, by state.", ["task", "state"])
 TASK_DURATION = Histogram("hpts_task_seconds", "How long Celery tasks took.", ["task"], buckets=TASK_SECONDS)
@@ -104,7 +116,7 @@ class Reading(NamedTuple):
     name: str
     text: str
     value: float
-    labels: dict[str, str] = {}  # noqa: RUF012 (never written to)
+    labels: dict[str, str] = {}
 
 
 class Gauges(Collector):

@@ -82,7 +82,9 @@ class RequestIdentity:
         response.setdefault("Content-Security-Policy", POLICIES.get(_part(request.path_info), POLICY))
         if settings.SECURE_HSTS_SECONDS:
             # TLS ends in front of us, so that Django's own middleware would not know when to say it.
-            response.setdefault("Strict-Transport-Security", f"max-age={settings.SECURE_HSTS_SECONDS}; includeSubDomains")
+            response.setdefault(
+                "Strict-Transport-Security", f"max-age={settings.SECURE_HSTS_SECONDS}; includeSubDomains"
+            )
         if request.path_info.startswith(UNCACHED):
             response.setdefault("Cache-Control", "no-store")
         return response

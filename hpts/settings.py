@@ -27,6 +27,7 @@ if not env.str("DATABASE_URL", ""):
 DEVELOPMENT = env.bool("HPTS_DEVELOPMENT", False)
 DEBUG = False
 GIT_SHA = env.str("HPTS_GIT_SHA", "unknown")
+# What production has to set is checked when it starts, and by `manage.py check --deploy` (hpts/deployment.py).
 SECRET_KEY = env.str("HPTS_SECRET_KEY", "development-only-secret-key" if DEVELOPMENT else "")
 ALLOWED_HOSTS = env.list("HPTS_ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 

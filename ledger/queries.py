@@ -77,10 +77,8 @@ def tenant_is_active(tenant_id: str) -> bool:
 def tenant_quota(tenant_id: str) -> tuple[int | None, int | None]:
     """Requests a second of the tenant and of each of its clients, where its row says. Opens a transaction of its own."""
     with tenant_transaction(tenant_id) as cursor:
-        rows = _rows(
-            cursor, "SELECT requests_per_second, client_requests_per_second FROM tenant WHERE id = %(tenant)s"
-        )
-    return rows[0] if rows else (None, None)  # type: ignore[return-value]
+        rows = _rows(cursor, "SELECT requests_per_second, client_requests_per_second FROM tenant WHERE id = %(tenant)s")
+    return (rows[0][0], rows[0][1]) if rows else (None, None)
 
 
 def today(cursor: CursorWrapper) -> date:
