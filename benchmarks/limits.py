@@ -18,6 +18,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -84,10 +85,13 @@ def cost(environment: dict[str, str], state: Path) -> dict[str, Any]:
     counted = state / "counted"
     counted.mkdir()
     common = environment | {"PROMETHEUS_MULTIPROC_DIR": str(counted)}
-    with (
-        server.running(server.product_command(), common | {"HPTS_TENANT_REQUESTS_PER_SECOND": "1000000"}, state / "with.log") as on,
-        server.running(server.product_command(), common | {"HPTS_TENANT_REQUESTS_PER_SECOND": "0"}, state / "without.log") as off,
-    ):  # fmt: skip
+    quotas = {"with": "1000000", "without": "0"}
+
+    def running(name: str) -> AbstractContextManager[server.Server]:
+        own = {"HPTS_TENANT_REQUESTS_PER_SECOND": quotas[name]}
+        return server.running(server.product_command(), common | own, state / f"{name}.log")
+
+    with running("with") as on, running("without") as off:
         for each in (on, off):
             load.run(each.port, payments(token, loans, 400), clients=CLIENTS, status=201, seconds=60)
         for number in range(ROUNDS):

@@ -9,11 +9,11 @@ from __future__ import annotations
 import logging
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
 import msgspec
@@ -35,13 +35,14 @@ SECRETS = re.compile(
 STRUCK_OUT = "[struck out]"
 MAX_FRAMES = 40
 
-_context: ContextVar[dict[str, Any]] = ContextVar("log_context", default={})
+_NOTHING: MappingProxyType[str, Any] = MappingProxyType({})
+_context: ContextVar[Mapping[str, Any]] = ContextVar("log_context", default=_NOTHING)
 
 
 @contextmanager
 def about(**members: Any) -> Iterator[None]:
     """Every line inside the block has these members."""
-    token = _context.set(_context.get() | members)
+    token = _context.set({**_context.get(), **members})
     try:
         yield
     finally:
@@ -50,7 +51,7 @@ def about(**members: Any) -> Iterator[None]:
 
 def bind(**members: Any) -> None:
     """Every further line of this request has these members, too."""
-    _context.set(_context.get() | members)
+    _context.set({**_context.get(), **members})
 
 
 class JSONLines(logging.Formatter):

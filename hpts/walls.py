@@ -92,7 +92,8 @@ def check_role(connection: BaseDatabaseWrapper) -> None:
 
 def watch_role(**_: Any) -> None:
     """Called when the API, a worker or beat starts: end the process when its settings or its role are refused, and check each
-    connection that it makes from now on. When the database does not answer yet, the first connection that succeeds is the check."""
+    connection that it makes from now on. When the database does not answer yet, the first connection that succeeds is the
+    check."""
     deployment.refuse_unfit()
     connection_created.connect(_check_connection)
     try:
