@@ -27,7 +27,8 @@ SECRETS = re.compile(
     r"eyJ[A-Za-z0-9_-]{5,}\.[A-Za-z0-9_-]+\.?[A-Za-z0-9_-]*"  # JSON Web Tokens
     r"|whsec_[A-Za-z0-9+/=_-]+"
     r"|-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$)"
-    r"|(?i:(?:client_secret|password|authorization|access_token)[\"']?\s*[=:]\s*[\"']?)(?i:bearer |basic )?[^\s\"'&,}]+"
+    r"|(?i:(?:client_secret|password|authorization|access_token)[\"']?\s*[=:]\s*)"
+    r"(?:[\"'][^\"']*[\"']|(?i:bearer |basic )?[^\s\"'&,}]+)"
     r"|(?i:bearer|basic) [A-Za-z0-9._~+/=-]{12,}"
     r"|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)",  # a URL's user and password
     re.DOTALL,
@@ -68,7 +69,18 @@ class JSONLines(logging.Formatter):
         }
         if record.exc_info and record.exc_info[1] is not None:
             line["exception"] = told(record.exc_info[1])
-        return SECRETS.sub(STRUCK_OUT, msgspec.json.encode(line, enc_hook=str, order=None).decode())
+        return msgspec.json.encode(_struck_out(line)).decode()
+
+
+def _struck_out(value: Any) -> Any:
+    """The value with every text in it freed of what looks like a secret, and of what is no text at all."""
+    if isinstance(value, dict):
+        return {str(name): _struck_out(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_struck_out(each) for each in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return SECRETS.sub(STRUCK_OUT, str(value).encode("utf-8", "backslashreplace").decode())
 
 
 def _message(record: logging.LogRecord) -> str:
