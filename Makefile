@@ -11,10 +11,11 @@ VENV := .venv/bin/python
 TEMPORARY := $(VENV) -m hpts.embedded temporary $(VENV)
 WORKERS ?= 2
 T ?=
+NAME ?= acme
 
 .DEFAULT_GOAL := help
-NAME ?= acme
-.PHONY: help install run services partner-certs partner-host test test-long check lint drift bench bench-accrual bench-webhooks schema openapi rules requirements clean
+
+.PHONY: help install run services partner-certs partner-host test test-long check lint drift bench bench-accrual bench-limits bench-webhooks schema openapi rules requirements licences audit sbom clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
@@ -40,13 +41,24 @@ test: install ## the whole suite on its own servers; T=path narrows it, WORKERS=
 test-long: install ## the whole suite with the long variants: hours, not minutes
 	@HPTS_LONG=1 $(VENV) -m pytest -n $(WORKERS) $(T)
 
-check: install lint drift test ## what CI runs: lint, types, missing migrations, drift of schema and API document, tests
+check: install lint licences drift test ## what CI runs: lint, types, licences, missing migrations, drift of schema and API document, tests
 
 lint: install ## ruff, mypy, and whether a migration is missing
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m mypy
 	$(TEMPORARY) manage.py makemigrations --check --dry-run
+
+licences: install ## fail when a package has a licence that is not allowed
+	@$(VENV) -m deploy.licences
+
+audit: install ## ask the vulnerability databases about every pinned package (needs the network)
+	@for file in requirements.txt requirements-dev.txt; do \
+		$(VENV) -m pip_audit --disable-pip --require-hashes --progress-spinner off -r $$file || exit; \
+	done
+
+sbom: install ## write var/sbom.json, what the product is made of (CycloneDX)
+	@$(VENV) -m cyclonedx_py requirements --output-reproducible --of JSON -o var/sbom.json requirements.txt
 
 schema: install ## write docs/schema.sql from a freshly migrated database
 	@$(TEMPORARY) -m deploy.schema docs/schema.sql
@@ -65,6 +77,9 @@ bench: install ## measure; the figures go to benchmarks/RESULTS.md
 
 bench-accrual: install ## measure accrual runs; ARGUMENTS='--loans 1000000'; the figures go to benchmarks/RESULTS-accrual.md
 	@$(VENV) -m benchmarks.accrual $(ARGUMENTS)
+
+bench-limits: install ## measure what quotas cost, and whether a noisy tenant is felt; the figures go to benchmarks/RESULTS-limits.md by hand
+	@$(TEMPORARY) -m benchmarks.limits
 
 bench-webhooks: install ## measure webhooks; the figures go to benchmarks/RESULTS-webhooks.md
 	@$(VENV) -m benchmarks.webhooks

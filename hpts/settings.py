@@ -28,6 +28,7 @@ if not env.str("DATABASE_URL", ""):
 DEVELOPMENT = env.bool("HPTS_DEVELOPMENT", False)
 DEBUG = False
 GIT_SHA = env.str("HPTS_GIT_SHA", "unknown")
+# What production has to set is checked when it starts, and by `manage.py check --deploy` (hpts/deployment.py).
 SECRET_KEY = env.str("HPTS_SECRET_KEY", "development-only-secret-key" if DEVELOPMENT else "")
 ALLOWED_HOSTS = env.list("HPTS_ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 
@@ -133,6 +134,13 @@ LANGUAGE_CODE = "en-us"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEVELOPMENT
+SECURE_HSTS_SECONDS = 0 if DEVELOPMENT else 31_536_000
+SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+SILENCED_SYSTEM_CHECKS = [
+    "security.W003",  # forgery protection is there, for the admin alone: hpts.middleware.AdminForgeryProtection
+    "security.W008",  # the proxy in front, where TLS ends, redirects
+    "security.W021",  # whether a domain goes into the browsers' lists is its owner's to say
+]
 AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
 
 # --- API -------------------------------------------------------------------------------------------------------------
@@ -224,13 +232,51 @@ WEBHOOK_DENIED_HOSTS = frozenset(
 )
 WEBHOOK_DENIED_NETWORKS = tuple(ip_network(each) for each in env.list("HPTS_WEBHOOK_DENIED_NETWORKS", default=[]))
 
-# --- Logs ------------------------------------------------------------------------------------------------------------
+# --- Limits ----------------------------------------------------------------------------------------------------------
+# Requests a second of a tenant and of each of its clients, where the tenant's own row says nothing else; 0 for the tenant:
+# no limits at all. A bucket holds what comes in so many seconds.
+TENANT_REQUESTS_PER_SECOND = env.int("HPTS_TENANT_REQUESTS_PER_SECOND", 500)
+CLIENT_REQUESTS_PER_SECOND = env.int("HPTS_CLIENT_REQUESTS_PER_SECOND", TENANT_REQUESTS_PER_SECOND)
+RATE_BURST_SECONDS = env.float("HPTS_RATE_BURST_SECONDS", 2.0)
+# Called with a tenant's id (str): its own quotas, each None where the settings' hold.
+HPTS_TENANT_QUOTA = "ledger.queries.tenant_quota"
+# How many processes share a quota while Redis is away.
+WEB_WORKERS = env.int("HPTS_WEB_WORKERS", 2)
+
+# --- What operators see ----------------------------------------------------------------------------------------------
+LOG_LEVEL = env.str("HPTS_LOG_LEVEL", "INFO")
+# A file that lines are appended to; standard error then has warnings and what is worse alone.
+LOG_FILE = env.str("HPTS_LOG_FILE", "")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["console"], "level": env.str("HPTS_LOG_LEVEL", "INFO")},
+    "formatters": {"json": {"()": "hpts.logs.JSONLines"}},
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": "json",
+            "level": "WARNING" if LOG_FILE else "DEBUG",
+        },
+        "file": {"class": "logging.FileHandler", "filename": LOG_FILE or os.devnull, "formatter": "json"},
+    },
+    "root": {"handlers": ["console", "file"] if LOG_FILE else ["console"], "level": LOG_LEVEL},
     # A refusal is an answer, not an event of the log; what goes wrong is logged by hpts.problems.
     "loggers": {"django": {"handlers": [], "propagate": True}, "django.request": {"level": "CRITICAL"}},
 }
+# GET /metrics is for who sends this as a bearer token; without it there is no such page.
+METRICS_TOKEN = env.str("HPTS_METRICS_TOKEN", "development-metrics" if DEVELOPMENT else "")
+# Tenants, by id, whose requests are counted by name; all others are one.
+METRICS_TENANTS = frozenset(env.list("HPTS_METRICS_TENANTS", default=[]))
+# What reads the gauges that stand in the database.
+HPTS_GAUGES = [
+    "hpts.health.gauges",
+    "ledger.queries.gauges",
+    "webhooks.queries.gauges",
+    "reconciliation.queries.gauges",
+]
+# Where spans are sent to (OTLP over HTTP), such as http://collector:4318/v1/traces; empty: no traces, and no cost.
+OTLP_ENDPOINT = env.str("HPTS_OTLP_ENDPOINT", "")
+# The share of requests without a sampled `traceparent` that are traced.
+TRACE_SHARE = env.float("HPTS_TRACE_SHARE", 1.0)
+if OTLP_ENDPOINT:
+    MIDDLEWARE.insert(1, "hpts.tracing.Spans")

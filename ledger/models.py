@@ -34,17 +34,27 @@ class CurrentTransactionId(models.Func):
 
 
 class Tenant(models.Model):
-    """A lender with books of its own. `timezone` decides which date is today."""
+    """A lender with books of its own. `timezone` decides which date is today; quotas are the settings' where they are not
+    given (hpts/limits.py)."""
 
     id = models.UUIDField(primary_key=True)
     name = models.TextField()
     currency = models.TextField()
     timezone = models.TextField()
     created_at = models.DateTimeField(db_default=Now())
+    requests_per_second = models.IntegerField(null=True)
+    client_requests_per_second = models.IntegerField(null=True)
 
     class Meta:
         db_table = "tenant"
-        constraints = [models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="tenant_currency")]
+        constraints = [
+            models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="tenant_currency"),
+            models.CheckConstraint(
+                condition=Q(requests_per_second__range=(1, 1_000_000))
+                & Q(client_requests_per_second__range=(1, 1_000_000)),
+                name="tenant_quotas",
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.name

@@ -11,11 +11,11 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
 from hpts.models import ApiClient
 from hpts.tenancy import current_tenant
+from ledger import queries
 
 # How many rows a check names at most. The first one is what somebody will look at.
 NAMED = 10
@@ -39,9 +39,7 @@ Check = Callable[[CursorWrapper], list[Breach]]
 
 def tenants() -> list[str]:
     """Every tenant, oldest first, then those that only a client names, because their own row is gone."""
-    with connections["default"].cursor() as cursor:
-        cursor.execute("SELECT tenant_ids()::text")
-        listed = [tenant_id for (tenant_id,) in cursor.fetchall()]
+    listed = queries.tenant_ids()
     named = ApiClient.objects.order_by("tenant_id").values_list("tenant_id", flat=True).distinct()
     return listed + sorted({str(tenant_id) for tenant_id in named} - set(listed))
 

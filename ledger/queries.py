@@ -11,8 +11,10 @@ from datetime import date, datetime
 from itertools import accumulate
 from typing import Any
 
+from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
+from hpts.metrics import Reading
 from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
@@ -31,6 +33,38 @@ def timestamp(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+# --- For operators ---------------------------------------------------------------------------------------------------
+def gauges() -> list[Reading]:
+    """Accrual runs that have not ended, over all tenants."""
+    open_runs, waiting, oldest, left_out = 0, 0, 0.0, 0
+    for tenant_id in tenant_ids():
+        with tenant_transaction(tenant_id) as cursor:
+            ((runs, queued, seconds, exceptions),) = _rows(
+                cursor,
+                """SELECT count(*), count(*) FILTER (WHERE started_at IS NULL),
+                          coalesce(extract(epoch FROM clock_timestamp() - min(requested_at)), 0)::float8,
+                          (SELECT count(*) FROM accrual_exception x
+                           JOIN accrual_run r ON r.tenant_id = x.tenant_id AND r.id = x.run_id
+                           WHERE x.tenant_id = %(tenant)s AND r.requested_at > clock_timestamp() - interval '1 day')
+                   FROM accrual_run WHERE tenant_id = %(tenant)s AND finished_at IS NULL""",
+            )
+        open_runs, waiting, oldest = open_runs + runs, waiting + queued, max(oldest, seconds)
+        left_out += exceptions
+    return [
+        Reading("hpts_accrual_runs_open", "Accrual runs that have not ended.", open_runs),
+        Reading("hpts_accrual_runs_waiting", "Accrual runs that no worker has begun.", waiting),
+        Reading("hpts_accrual_run_oldest_seconds", "Since when the oldest of them has been asked for.", oldest),
+        Reading("hpts_accrual_exceptions", "Loans that runs of the last day have left out.", left_out),
+    ]
+
+
+def tenant_ids() -> list[str]:
+    """Every tenant, oldest first. Not to be asked inside a tenant's transaction."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT tenant_ids()::text")
+        return [tenant_id for (tenant_id,) in cursor.fetchall()]
+
+
 # --- Masters ---------------------------------------------------------------------------------------------------------
 
 
@@ -38,6 +72,13 @@ def tenant_is_active(tenant_id: str) -> bool:
     """Whether a tenant with this id exists. Opens a transaction of its own: authentication asks before any other."""
     with tenant_transaction(tenant_id) as cursor:
         return bool(_rows(cursor, "SELECT 1 FROM tenant WHERE id = %(tenant)s"))
+
+
+def tenant_quota(tenant_id: str) -> tuple[int | None, int | None]:
+    """Requests a second of the tenant and of each of its clients, where its row says. Opens a transaction of its own."""
+    with tenant_transaction(tenant_id) as cursor:
+        rows = _rows(cursor, "SELECT requests_per_second, client_requests_per_second FROM tenant WHERE id = %(tenant)s")
+    return (rows[0][0], rows[0][1]) if rows else (None, None)
 
 
 def today(cursor: CursorWrapper) -> date:

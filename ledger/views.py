@@ -848,6 +848,8 @@ class Batches(LedgerViewSet):
         """
         call, body = self.call(request, shapes.NewBatch)
         items = _batch_items(body)
+        if len(items) > 1:
+            self.admit(request, len(items) - 1)
         scopes = caller(request).scopes
         run = batch.all_or_nothing if body.mode == "atomic" else batch.one_by_one
         return answered(run(call, items, lambda scope: covers(scopes, scope)))
