@@ -133,13 +133,16 @@ def _secrets(state: Path) -> dict[str, str]:
         if "HPTS_WEBHOOK_KEYS" not in made:  # Of a state directory from before there were webhooks, too.
             made["HPTS_WEBHOOK_KEYS"] = secrets.token_urlsafe(48)
             write_private(path, json.dumps(made, indent=1))
+        if "HPTS_SEAL_KEY" not in made:  # The same, from before there were seals.
+            made["HPTS_SEAL_KEY"] = _seal_key()
+            write_private(path, json.dumps(made, indent=1))
         return made
 
 
 def application_secrets(state: Path) -> dict[str, str]:
     """The variables that hold the application's own keys, made at the first call."""
     made = _secrets(state)
-    names = ("HPTS_SECRET_KEY", "HPTS_SIGNING_KEY", "HPTS_WEBHOOK_KEYS")
+    names = ("HPTS_SECRET_KEY", "HPTS_SIGNING_KEY", "HPTS_WEBHOOK_KEYS", "HPTS_SEAL_KEY")
     return {name: made[name] for name in names} | {"HPTS_DEVELOPMENT": "1"}
 
 
@@ -156,6 +159,17 @@ def _signing_key() -> str:
 
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return pem.decode()
+
+
+def _seal_key() -> str:
+    """A new Ed25519 key (PEM) for the heads of sealed history."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     return pem.decode()
 
 
