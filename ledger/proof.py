@@ -827,6 +827,26 @@ def sealed_history_holds(cursor: CursorWrapper) -> list[Breach]:
     return (found + _forged_signatures(cursor))[:NAMED]
 
 
+def heads_are_kept(cursor: CursorWrapper, heads: dict[int, str]) -> list[Breach]:
+    """Blocks that somebody has kept, number and hash, which are not there any more or have another hash.
+
+    No promise that the rows could prove by themselves, and so not one of CHECKS: who can rewrite all of them is caught here."""
+    cursor.execute(
+        """SELECT number, encode(hash, 'hex') FROM journal_seal WHERE tenant_id = %s AND number = ANY (%s)""",
+        (current_tenant(), list(heads)),
+    )
+    there = dict(cursor.fetchall())
+    wrong = [number for number in sorted(heads) if there.get(number) != heads[number]]
+    return [
+        Breach(
+            "journal_seal",
+            {"number": number},
+            "is gone, and was kept elsewhere" if number not in there else "has another hash than was kept elsewhere",
+        )
+        for number in wrong[:NAMED]
+    ]
+
+
 def _moved_entries(cursor: CursorWrapper, number: int, sealed: bytes, places: list[str]) -> list[Breach]:
     """Where a block and the journal differ: entries that are not what was sealed, leaves whose entry is gone, another order."""
     cursor.execute(
