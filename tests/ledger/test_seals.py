@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import json
 import os
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import date
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,12 +21,14 @@ import rfc8785
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from django.core.exceptions import ImproperlyConfigured
+from django.core.management import CommandError, call_command
 from django.db import DatabaseError, connections
 
 from hpts import embedded
 from hpts.tenancy import tenant_transaction
 from ledger import merkle, proof, queries, seals
 from ledger.events import PaymentReceived
+from ledger.management.commands import seals as commands
 from ledger.posting import Touches, opened
 from ledger.seal_keys import seal_keys
 from tests.conftest import sealed
@@ -459,3 +464,79 @@ def test_each_path_has_the_height_of_its_leaf() -> None:
         lengths = [len(merkle.inclusion_path(row, index)) for index in range(size)]
         assert max(lengths) == (size - 1).bit_length()
         assert all(a >= b for a, b in itertools.pairwise(lengths)), "the last leaves stand higher"
+
+
+# --- manage.py seals -------------------------------------------------------------------------------------------------
+
+
+def told(*arguments: str) -> str:
+    """What the command prints."""
+    out = StringIO()
+    call_command("seals", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def kept_heads(books: Books, path: Path) -> list[dict[str, Any]]:
+    """The blocks, saved as GET /v1/seals answers them."""
+    with tenant_transaction(books.tenant_id) as cursor:
+        blocks = queries.seals(cursor, before=None, limit=100)
+    path.write_text(json.dumps({"items": blocks}))
+    return blocks
+
+
+def test_status_tells_the_head_and_what_waits(books: Books, monkeypatch: pytest.MonkeyPatch) -> None:
+    (waiting,) = json.loads(told("status", "--tenant", books.tenant_id, "--json"))
+    assert waiting["head"] is None
+    assert 0 <= waiting["waiting_seconds"] < 60
+    sealed(books.tenant_id)
+    (done,) = json.loads(told("status", "--tenant", books.tenant_id, "--json"))
+    assert (done["head"]["number"], done["head"]["entry_count"], done["waiting_seconds"]) == (1, 3, None)
+    assert "signed" in told("status", "--tenant", books.tenant_id)
+    books.post(books.payment(books.loan, 1, "2025-03-01"))
+    monkeypatch.setattr(commands, "LATE_SECONDS", -1.0)
+    with pytest.raises(CommandError, match="wait to be sealed"):
+        told("status", "--tenant", books.tenant_id)
+
+
+def test_seal_seals_now(books: Books) -> None:
+    sealed_entries = 0
+    while sealed_entries == 0:
+        (answer,) = json.loads(told("seal", "--tenant", books.tenant_id, "--json"))
+        sealed_entries = answer["entries"]
+    assert sealed_entries == 3
+    assert_sealed(books)
+    assert "Sealed 0 entries of 1 tenants." in told("seal", "--tenant", books.tenant_id)
+
+
+def test_verify_holds_the_chain_against_heads_that_were_kept(books: Books, tmp_path: Path) -> None:
+    heads = tmp_path / "heads.json"
+    sealed(books.tenant_id)
+    (head,) = kept_heads(books, heads)
+    asked = ("--tenant", books.tenant_id, "--heads", str(heads))
+    assert "sealed history holds" in told("verify", *asked)
+    # A chain that was made anew from the first block: by itself it holds.
+    heads.write_text(json.dumps([head | {"hash": "ab" * 32}]))
+    assert "sealed history holds" in told("verify", "--tenant", books.tenant_id)
+    with pytest.raises(CommandError, match="does not hold"):
+        told("verify", *asked)
+    # Its last blocks are gone, with their entries.
+    heads.write_text(json.dumps([head, head | {"number": 2}]))
+    out = StringIO()
+    with pytest.raises(CommandError, match="does not hold"):
+        call_command("seals", "verify", *asked, "--json", stdout=out)
+    (said,) = json.loads(out.getvalue())["breaches"][books.tenant_id]
+    assert said == {"row": {"number": 2}, "problem": "is gone, and was kept elsewhere"}
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"items": [{}]}', "[1]"])
+def test_a_file_without_heads_is_refused(books: Books, tmp_path: Path, text: str) -> None:
+    (tmp_path / "heads.json").write_text(text)
+    with pytest.raises(CommandError, match="no heads"):
+        told("verify", "--tenant", books.tenant_id, "--heads", str(tmp_path / "heads.json"))
+
+
+def test_heads_are_of_one_tenant(books: Books, other_books: Books, tmp_path: Path) -> None:
+    sealed(books.tenant_id)
+    kept_heads(books, tmp_path / "heads.json")
+    with pytest.raises(CommandError, match="--tenant"):
+        told("verify", "--heads", str(tmp_path / "heads.json"))

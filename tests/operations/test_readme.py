@@ -1,4 +1,4 @@
-"""The walks of the README and of two pages of docs/, run word by word against `make run`: they print what the pages say."""
+"""The walks of the README and of three pages of docs/, run word by word against `make run`: they print what the pages say."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ README = (embedded.ROOT / "README.md").read_text()
 WALKS = {
     "README.md": README[README.index("## A walk with curl") : README.index("## The command line")],
     "docs/loan-life.md": (embedded.ROOT / "docs" / "loan-life.md").read_text(),
+    "docs/seals.md": (embedded.ROOT / "docs" / "seals.md").read_text(),
     "docs/reconciliation.md": (embedded.ROOT / "docs" / "reconciliation.md").read_text(),
 }
 BLOCK = re.compile(r"^```(sh)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -23,7 +24,8 @@ BLOCK = re.compile(r"^```(sh)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def comparable(text: str) -> list[str]:
     """Lines with what differs from run to run taken out: ids, times, the demo client's name."""
-    text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{4}…", "ID", text)
+    text = re.sub(r"\bleaf \d+ of", "leaf N of", text)
+    text = re.sub(r"[0-9a-f]{64,128}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{4}…", "ID", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z|…", "TIME", text)
     text = re.sub(r"acme-demo-(ID|[0-9a-f]+TIME|[0-9a-f]+)", "CLIENT", text)
     return text.strip().splitlines()

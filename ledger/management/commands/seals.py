@@ -1,4 +1,4 @@
-"""`manage.py seals status|seal|verify`: how far history is sealed, sealing at once, and holding it against heads kept elsewhere."""
+"""`manage.py seals status|seal|verify`: how far history is sealed; sealing now; blocks against heads kept elsewhere."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Command(BaseCommand):
     def _status(self, asked: list[str], as_json: bool) -> None:
         waiting = {each.tenant_id: each.waiting_since for each in queries.unsealed()}
         now = datetime.now(UTC)
-        found = []
+        found: list[dict[str, Any]] = []
         for tenant_id in bar(asked, "Looking at tenants", total=len(asked), shown=not as_json):
             with tenant_transaction(tenant_id, using="readonly") as cursor:
                 head = next(iter(queries.seals(cursor, before=None, limit=1)), None)
