@@ -895,6 +895,55 @@ def trial_balance_object(balances: Sequence[AccountBalance], currency: str, laye
     }
 
 
+# --- The journal in its order ----------------------------------------------------------------------------------------
+
+# An entry's place is (created_xid, id); this id comes before all of a transaction.
+BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+
+_RECORDED = """FROM outbox_message o
+                 CROSS JOIN LATERAL (SELECT e.document, e.line_count, e.effective_at FROM journal_entry e
+                                     WHERE e.tenant_id = o.tenant_id AND e.id = o.entry_id OFFSET 0) e
+                 WHERE o.tenant_id = %(tenant)s AND o.created_xid < %(below)s::xid8
+                   AND (%(from)s::date IS NULL OR e.effective_at >= %(from)s)
+                   AND (%(to)s::date IS NULL OR e.effective_at <= %(to)s)
+                   AND (o.created_xid, o.entry_id) > (%(xid)s::xid8, %(after)s::uuid)"""
+
+
+def journal_size(cursor: CursorWrapper, *, since: str, below: str, from_date: date | None, to_date: date | None) -> int:
+    """How many entries were recorded from one transaction id on and below another."""
+    asked = {"xid": since, "below": below, "after": BEFORE_ALL, "from": from_date, "to": to_date}
+    ((count,),) = _rows(cursor, f"SELECT count(*) {_RECORDED}", **asked)
+    return int(count)
+
+
+def journal_after(
+    cursor: CursorWrapper,
+    *,
+    below: str,
+    after: tuple[str, str],
+    from_date: date | None,
+    to_date: date | None,
+    entries: int,
+    lines: int,
+) -> list[tuple[str, str, str]]:
+    """Transaction id, id and document of the next entries, so many at most, and of no more lines unless it is one entry."""
+    xid, entry_id = after
+    asked = {"xid": xid, "below": below, "after": entry_id, "from": from_date, "to": to_date}
+    return _rows(
+        cursor,
+        f"""SELECT xid::text, entry_id::text, document
+            FROM (SELECT *, row_number() OVER w AS place, sum(line_count) OVER w AS lines
+                  FROM (SELECT o.created_xid AS xid, o.entry_id, e.document, e.line_count {_RECORDED}
+                        ORDER BY o.created_xid, o.entry_id LIMIT %(entries)s) next
+                  WINDOW w AS (ORDER BY xid, entry_id)) counted
+            WHERE place = 1 OR lines <= %(lines)s
+            ORDER BY place""",
+        entries=entries,
+        lines=lines,
+        **asked,
+    )
+
+
 # --- Sealed history --------------------------------------------------------------------------------------------------
 
 

@@ -401,7 +401,9 @@ class JournalEntries(LedgerViewSet):
             raise NotFound(f"There is no journal entry {journal_entry_id}.")
         return answer(body)
 
-    @operation("getJournalEntryProof", "seals", answer=shapes.EntryProof, returns="The proof", refuses=(NotSealedYet,))
+    @operation(
+        "getJournalEntryProof", "journal", answer=shapes.EntryProof, returns="The proof", refuses=(NotSealedYet,)
+    )
     def proof(self, request: Request, journal_entry_id: str) -> HttpResponse:
         """Prove that an entry is in sealed history.
 
@@ -423,7 +425,7 @@ class Seals(LedgerViewSet):
     scopes: ClassVar = {"list": "hpts:ledger:read", "keys": "hpts:ledger:read"}
 
     @operation(
-        "listSeals", "seals", query=shapes.Page, answer=shapes.SealPage, returns="Page of blocks, the last one first"
+        "listSeals", "journal", query=shapes.Page, answer=shapes.SealPage, returns="Page of blocks, the last one first"
     )
     def list(self, request: Request) -> HttpResponse:
         """The blocks of sealed history.
@@ -436,7 +438,7 @@ class Seals(LedgerViewSet):
             found = queries.seals(cursor, before=paging.after, limit=paging.limit)
         return answer(paging.page(found, "number"))
 
-    @operation("listSealKeys", "seals", answer=shapes.SealKeys, returns="The keys, the one in use first")
+    @operation("listSealKeys", "journal", answer=shapes.SealKeys, returns="The keys, the one in use first")
     def keys(self, request: Request) -> HttpResponse:
         """The public keys that verify the signatures of blocks."""
         self.query(request, shapes.NoQuery)
