@@ -262,20 +262,24 @@ def _convert(lines: IO[bytes], target: Path) -> None:
     types["posted_at"] = arrow.timestamp("us", tz="UTC")
     schema = arrow.schema([(name, types.get(name, arrow.string())) for name in COLUMNS])
     lines.seek(0)
-    with open(target, "wb") as file, arrow_parquet.ParquetWriter(file, schema, compression="zstd") as writer:
-        group: list[Row] = []
-        for line in lines:
-            for row in rows(line.decode()):
-                group.append(_typed(row))
-                if len(group) == ROW_GROUP:
-                    writer.write_table(arrow.Table.from_pylist(group, schema=schema))
-                    group.clear()
-        if group:
-            writer.write_table(arrow.Table.from_pylist(group, schema=schema))
+    with os.fdopen(os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        with arrow_parquet.ParquetWriter(file, schema, compression="zstd") as writer:
+            for group in _groups(lines):
+                writer.write_table(arrow.Table.from_pylist(group, schema=schema))
         file.flush()
-    descriptor = os.open(target, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+        os.fsync(file.fileno())
+
+
+def _groups(lines: IO[bytes]) -> Iterator[list[Row]]:
+    group: list[Row] = []
+    for line in lines:
+        for row in rows(line.decode()):
+            group.append(_typed(row))
+            if len(group) == ROW_GROUP:
+                yield group
+                group = []
+    if group:
+        yield group
 
 
 def _typed(row: Row) -> Row:
