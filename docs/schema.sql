@@ -812,6 +812,45 @@ END $$;
 
 
 --
+-- Name: journal_seal_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.journal_seal_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    head record;
+BEGIN
+    SELECT s.number, s.hash, s.last_xid, s.last_entry_id, s.signature INTO head
+    FROM public.journal_seal s WHERE s.tenant_id = NEW.tenant_id ORDER BY s.number DESC LIMIT 1;
+    IF NEW.number IS DISTINCT FROM coalesce(head.number, 0) + 1
+       OR NEW.previous_hash IS DISTINCT FROM coalesce(head.hash, decode(repeat('00', 32), 'hex'))
+       OR NEW.hash IS DISTINCT FROM
+          public.seal_hash(NEW.tenant_id, NEW.number, NEW.entry_count, NEW.merkle_root, NEW.previous_hash)
+       OR (head.signature IS NOT NULL AND NEW.signature IS NULL)
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP013', CONSTRAINT = 'journal_seal_chain',
+            MESSAGE = format('block %s does not follow block %s', NEW.number, head.number);
+    END IF;
+    -- Final is what no running transaction could come before. Nothing between two blocks is left out.
+    IF (NEW.last_xid < pg_snapshot_xmin(pg_current_snapshot())) IS NOT TRUE
+       OR (head.number IS NOT NULL AND (NEW.last_xid, NEW.last_entry_id) <= (head.last_xid, head.last_entry_id))
+       OR length(NEW.leaves) IS DISTINCT FROM NEW.entry_count * 32 OR (NEW.entry_count > 0) IS NOT TRUE
+       OR NEW.leaves IS DISTINCT FROM
+          public.seal_leaves(NEW.tenant_id, coalesce(head.last_xid, '0'),
+                             coalesce(head.last_entry_id, '00000000-0000-0000-0000-000000000000'), NEW.last_xid, NEW.last_entry_id)
+       OR NEW.merkle_root IS DISTINCT FROM public.merkle_root(NEW.leaves)
+       OR (NEW.sealed_at BETWEEN transaction_timestamp() - interval '1 second' AND clock_timestamp() + interval '1 second')
+          IS NOT TRUE
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP013', CONSTRAINT = 'journal_seal_whole',
+            MESSAGE = format('block %s does not seal all entries since the one before it, or some that are not final', NEW.number);
+    END IF;
+    RETURN NEW;
+END $$;
+
+
+--
 -- Name: least_balance(uuid, uuid, text, date); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -884,6 +923,26 @@ CREATE FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through date,
         0, l.opened_on, 0, p_through, p_version, NULL)
     FROM public.loan l WHERE l.tenant_id = p_tenant AND l.id = p_loan
 $$;
+
+
+--
+-- Name: merkle_root(bytea); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.merkle_root(p_leaves bytea) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE STRICT
+    AS $$
+DECLARE
+    level bytea := p_leaves;
+BEGIN
+    WHILE length(level) > 32 LOOP
+        SELECT string_agg(CASE length(pair) WHEN 64 THEN sha256('\x01'::bytea || pair) ELSE pair END, ''::bytea ORDER BY i)
+        INTO level
+        FROM (SELECT i, substring(level FROM i * 64 + 1 FOR 64) AS pair
+              FROM generate_series(0, (length(level) - 1) / 64) i) pairs;
+    END LOOP;
+    RETURN level;
+END $$;
 
 
 --
@@ -1236,6 +1295,64 @@ BEGIN
     RAISE EXCEPTION USING
         ERRCODE = 'HP001',
         MESSAGE = format('%s is append-only: %s is refused', TG_TABLE_NAME, TG_OP);
+END $$;
+
+
+--
+-- Name: seal_hash(uuid, bigint, integer, bytea, bytea); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE
+    RETURN sha256(convert_to((((((((((('{"entry_count":'::text || p_count) || ',"merkle_root":"'::text) || encode(p_root, 'hex'::text)) || '","number":'::text) || p_number) || ',"previous_hash":"'::text) || encode(p_previous, 'hex'::text)) || '","tenant_id":"'::text) || p_tenant) || '"}'::text), 'UTF8'::name));
+
+
+--
+-- Name: seal_leaves(uuid, xid8, uuid, xid8, uuid); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid) RETURNS bytea
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT coalesce(string_agg(sha256('\x00'::bytea || convert_to(e.document, 'UTF8')), ''::bytea
+                               ORDER BY o.created_xid, o.entry_id), ''::bytea)
+    FROM public.outbox_message o
+    CROSS JOIN LATERAL (SELECT j.document FROM public.journal_entry j
+                        WHERE j.tenant_id = p_tenant AND j.id = o.entry_id OFFSET 0) e
+    WHERE o.tenant_id = p_tenant
+      AND (o.created_xid, o.entry_id) > (p_after_xid, p_after) AND (o.created_xid, o.entry_id) <= (p_xid, p_through)
+$$;
+
+
+--
+-- Name: seal_work(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.seal_work() RETURNS TABLE(tenant_id uuid, waiting_since timestamp with time zone, is_final boolean)
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+DECLARE
+    v_horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    v_xid xid8;
+    v_entry uuid;
+BEGIN
+    FOR tenant_id IN SELECT public.tenant_ids() LOOP
+        PERFORM set_config('hpts.tenant_id', tenant_id::text, true);
+        SELECT s.last_xid, s.last_entry_id INTO v_xid, v_entry
+        FROM public.journal_seal s WHERE s.tenant_id = seal_work.tenant_id ORDER BY s.number DESC LIMIT 1;
+        SELECT o.created_xid < v_horizon,
+               (SELECT j.posted_at FROM public.journal_entry j WHERE j.tenant_id = o.tenant_id AND j.id = o.entry_id)
+        INTO is_final, waiting_since
+        FROM public.outbox_message o
+        WHERE o.tenant_id = seal_work.tenant_id
+          AND (o.created_xid, o.entry_id) > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
+        ORDER BY o.created_xid, o.entry_id LIMIT 1;
+        IF FOUND THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+    PERFORM set_config('hpts.tenant_id', '', true);
 END $$;
 
 
@@ -1976,6 +2093,30 @@ CREATE TABLE public.journal_line (
 );
 
 ALTER TABLE ONLY public.journal_line FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: journal_seal; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.journal_seal (
+    tenant_id uuid NOT NULL,
+    number bigint NOT NULL,
+    entry_count integer NOT NULL,
+    last_xid xid8 NOT NULL,
+    last_entry_id uuid NOT NULL,
+    leaves bytea NOT NULL,
+    merkle_root bytea NOT NULL,
+    previous_hash bytea NOT NULL,
+    hash bytea NOT NULL,
+    sealed_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    key_id text,
+    signature bytea,
+    CONSTRAINT journal_seal_signature CHECK ((((key_id IS NULL) AND (signature IS NULL)) OR ((key_id IS NOT NULL) AND (signature IS NOT NULL))))
+);
+ALTER TABLE ONLY public.journal_seal ALTER COLUMN leaves SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY public.journal_seal FORCE ROW LEVEL SECURITY;
 
 
 --
@@ -2785,6 +2926,22 @@ ALTER TABLE ONLY public.journal_entry
 
 ALTER TABLE ONLY public.journal_line
     ADD CONSTRAINT journal_line_pkey PRIMARY KEY (tenant_id, entry_id, sequence);
+
+
+--
+-- Name: journal_seal journal_seal_by_last_entry; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.journal_seal
+    ADD CONSTRAINT journal_seal_by_last_entry UNIQUE (tenant_id, last_xid, last_entry_id);
+
+
+--
+-- Name: journal_seal journal_seal_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.journal_seal
+    ADD CONSTRAINT journal_seal_pkey PRIMARY KEY (tenant_id, number);
 
 
 --
@@ -3638,6 +3795,24 @@ ALTER TABLE public.journal_line ENABLE ALWAYS TRIGGER journal_line_wall;
 
 
 --
+-- Name: journal_seal journal_seal_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER journal_seal_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.journal_seal FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.journal_seal ENABLE ALWAYS TRIGGER journal_seal_append_only;
+
+
+--
+-- Name: journal_seal journal_seal_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER journal_seal_wall BEFORE INSERT ON public.journal_seal FOR EACH ROW EXECUTE FUNCTION public.journal_seal_wall();
+
+ALTER TABLE public.journal_seal ENABLE ALWAYS TRIGGER journal_seal_wall;
+
+
+--
 -- Name: loan_accrual loan_accrual_append_only; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -4068,6 +4243,22 @@ ALTER TABLE ONLY public.journal_entry
 
 ALTER TABLE ONLY public.journal_entry
     ADD CONSTRAINT journal_entry_settles FOREIGN KEY (tenant_id, settles_entry_id) REFERENCES public.journal_entry(tenant_id, id);
+
+
+--
+-- Name: journal_seal journal_seal_last_entry; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.journal_seal
+    ADD CONSTRAINT journal_seal_last_entry FOREIGN KEY (tenant_id, last_xid, last_entry_id) REFERENCES public.outbox_message(tenant_id, created_xid, entry_id);
+
+
+--
+-- Name: journal_seal journal_seal_tenant; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.journal_seal
+    ADD CONSTRAINT journal_seal_tenant FOREIGN KEY (tenant_id) REFERENCES public.tenant(id);
 
 
 --
@@ -4506,6 +4697,19 @@ CREATE POLICY journal_line_tenant ON public.journal_line USING ((tenant_id = (NU
 
 
 --
+-- Name: journal_seal; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.journal_seal ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: journal_seal journal_seal_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY journal_seal_tenant ON public.journal_seal USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: loan; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -4779,6 +4983,12 @@ GRANT ALL ON FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through
 --
 
 REVOKE ALL ON PROCEDURE public.never_goes(VARIADIC tables text[]) FROM PUBLIC;
+-- Name: FUNCTION merkle_root(p_leaves bytea); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.merkle_root(p_leaves bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.merkle_root(p_leaves bytea) TO hpts_app;
+GRANT ALL ON FUNCTION public.merkle_root(p_leaves bytea) TO hpts_readonly;
 
 
 --
@@ -4795,6 +5005,33 @@ GRANT ALL ON FUNCTION public.open_posting(p_tenant uuid, p_key text, p_loans uui
 
 REVOKE ALL ON FUNCTION public.record_posting(p_entries text, p_key text, p_fingerprint bytea, p_response text) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.record_posting(p_entries text, p_key text, p_fingerprint bytea, p_response text) TO hpts_app;
+
+
+--
+-- Name: FUNCTION seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea) TO hpts_app;
+GRANT ALL ON FUNCTION public.seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid) TO hpts_app;
+GRANT ALL ON FUNCTION public.seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION seal_work(); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.seal_work() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.seal_work() TO hpts_app;
+GRANT ALL ON FUNCTION public.seal_work() TO hpts_readonly;
 
 
 --
@@ -5095,6 +5332,14 @@ GRANT SELECT ON TABLE public.journal_entry TO hpts_readonly;
 
 GRANT SELECT ON TABLE public.journal_line TO hpts_app;
 GRANT SELECT ON TABLE public.journal_line TO hpts_readonly;
+
+
+--
+-- Name: TABLE journal_seal; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.journal_seal TO hpts_app;
+GRANT SELECT ON TABLE public.journal_seal TO hpts_readonly;
 
 
 --

@@ -217,6 +217,12 @@ OAUTH2_PROVIDER = {
 # The first one hashes passwords of people; the other is for generated client secrets alone.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher", "hpts.oauth.GeneratedSecretHasher"]
 
+# --- Sealed history --------------------------------------------------------------------------------------------------
+# HPTS_SEAL_KEY (Ed25519, PEM) signs the heads of blocks; without it they are not signed. HPTS_PREVIOUS_SEAL_KEYS holds the public
+# keys (PEM, one after the other) of all keys before it, for ever: what they have signed is verified with them.
+SEAL_KEY = env.str("HPTS_SEAL_KEY", "", multiline=True)
+PREVIOUS_SEAL_KEYS = env.str("HPTS_PREVIOUS_SEAL_KEYS", "", multiline=True)
+
 # --- Workers ---------------------------------------------------------------------------------------------------------
 REDIS_URL = env.str("REDIS_URL", "")
 

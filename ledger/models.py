@@ -466,3 +466,38 @@ class OutboxMessage(TenantOwned):
 
     class Meta:
         db_table = "outbox_message"
+
+
+class JournalSeal(TenantOwned):
+    """A block of sealed history: the entries after the block before it, through (`last_xid`, `last_entry_id`). Append-only.
+
+    `leaves` are the hashes of their documents, 32 bytes each, in the order of the bounded cursor; `merkle_root` is over them.
+    `hash` covers the root and the hash of the block before; `signature` is that of `hash` by the key with `key_id`.
+    """
+
+    pk = models.CompositePrimaryKey("tenant_id", "number")
+    number = models.BigIntegerField()
+    entry_count = models.IntegerField()
+    last_xid = TransactionIdField()
+    last_entry_id = models.UUIDField()
+    leaves = models.BinaryField()
+    merkle_root = models.BinaryField()
+    previous_hash = models.BinaryField()
+    hash = models.BinaryField()
+    sealed_at = models.DateTimeField(db_default=Now())
+    key_id = models.TextField(null=True)
+    signature = models.BinaryField(null=True)
+
+    class Meta:
+        db_table = "journal_seal"
+        constraints = [
+            # In which block an entry is.
+            models.UniqueConstraint(
+                fields=["tenant_id", "last_xid", "last_entry_id"], name="journal_seal_by_last_entry"
+            ),
+            models.CheckConstraint(
+                condition=Q(key_id__isnull=True, signature__isnull=True)
+                | Q(key_id__isnull=False, signature__isnull=False),
+                name="journal_seal_signature",
+            ),
+        ]

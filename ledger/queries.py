@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
@@ -933,3 +933,137 @@ def trial_balance_object(balances: Sequence[AccountBalance], currency: str, laye
         "total_dr_minor": str(sum(balance.dr_minor for balance in balances)),
         "total_cr_minor": str(sum(balance.cr_minor for balance in balances)),
     }
+
+
+# --- The journal in its order ----------------------------------------------------------------------------------------
+
+# An entry's place is (created_xid, id); this id comes before all of a transaction.
+BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+
+_RECORDED = """FROM outbox_message o
+                 CROSS JOIN LATERAL (SELECT e.document, e.line_count, e.effective_at FROM journal_entry e
+                                     WHERE e.tenant_id = o.tenant_id AND e.id = o.entry_id OFFSET 0) e
+                 WHERE o.tenant_id = %(tenant)s AND o.created_xid < %(below)s::xid8
+                   AND (%(from)s::date IS NULL OR e.effective_at >= %(from)s)
+                   AND (%(to)s::date IS NULL OR e.effective_at <= %(to)s)
+                   AND (o.created_xid, o.entry_id) > (%(xid)s::xid8, %(after)s::uuid)"""
+
+
+def journal_size(cursor: CursorWrapper, *, since: str, below: str, from_date: date | None, to_date: date | None) -> int:
+    """How many entries were recorded from one transaction id on and below another."""
+    asked = {"xid": since, "below": below, "after": BEFORE_ALL, "from": from_date, "to": to_date}
+    ((count,),) = _rows(cursor, f"SELECT count(*) {_RECORDED}", **asked)
+    return int(count)
+
+
+def journal_after(
+    cursor: CursorWrapper,
+    *,
+    below: str,
+    after: tuple[str, str],
+    from_date: date | None,
+    to_date: date | None,
+    entries: int,
+    lines: int,
+) -> list[tuple[str, str, str]]:
+    """Transaction id, id and document of the next entries, so many at most, and of no more lines unless it is one entry."""
+    xid, entry_id = after
+    asked = {"xid": xid, "below": below, "after": entry_id, "from": from_date, "to": to_date}
+    return _rows(
+        cursor,
+        f"""SELECT xid::text, entry_id::text, document
+            FROM (SELECT *, row_number() OVER w AS place, sum(line_count) OVER w AS lines
+                  FROM (SELECT o.created_xid AS xid, o.entry_id, e.document, e.line_count {_RECORDED}
+                        ORDER BY o.created_xid, o.entry_id LIMIT %(entries)s) next
+                  WINDOW w AS (ORDER BY xid, entry_id)) counted
+            WHERE place = 1 OR lines <= %(lines)s
+            ORDER BY place""",
+        entries=entries,
+        lines=lines,
+        **asked,
+    )
+
+
+# --- Sealed history --------------------------------------------------------------------------------------------------
+
+
+class Unsealed(NamedTuple):
+    """A tenant with entries that are in no block. `is_final`: the oldest of them can be sealed now."""
+
+    tenant_id: str
+    waiting_since: datetime
+    is_final: bool
+
+
+def unsealed() -> list[Unsealed]:
+    """Every tenant with something to seal. Not to be asked inside a tenant's transaction."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT tenant_id::text, waiting_since, is_final FROM seal_work()")
+        return [Unsealed(*row) for row in cursor.fetchall()]
+
+
+def seals(cursor: CursorWrapper, *, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Blocks as the API shows them, the last one first."""
+    rows = _rows(
+        cursor,
+        f"""SELECT number, merkle_root, previous_hash, hash, sealed_at, signature, entry_count, key_id FROM journal_seal
+            WHERE tenant_id = %(tenant)s{"" if before is None else " AND number < %(before)s"}
+            ORDER BY number DESC LIMIT %(limit)s""",
+        before=before,
+        limit=limit,
+    )
+    return [
+        _block(*covered) | {"entry_count": count} | ({} if key_id is None else {"key_id": key_id})
+        for *covered, count, key_id in rows
+    ]
+
+
+def _block(
+    number: int, merkle_root: bytes, previous_hash: bytes, own_hash: bytes, sealed_at: datetime, signature: bytes | None
+) -> dict[str, Any]:
+    """A block as every answer shows it."""
+    block: dict[str, Any] = {
+        "number": number,
+        "merkle_root": merkle_root.hex(),
+        "previous_hash": previous_hash.hex(),
+        "hash": own_hash.hex(),
+        "sealed_at": timestamp(sealed_at),
+    }
+    if signature is not None:
+        block["signature"] = signature.hex()
+    return block
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An entry and its place in sealed history. Without a block it has none yet."""
+
+    document: str
+    content_hash: bytes
+    block: dict[str, Any] | None
+    leaf_index: int
+    leaves: bytes
+
+
+def sealed_entry(cursor: CursorWrapper, *, entry_id: str) -> Sealed | None:
+    """What proves an entry; None when there is no such entry. One statement, and so one moment."""
+    rows = _rows(
+        cursor,
+        """SELECT e.document, e.content_hash, s.number, s.merkle_root, s.previous_hash, s.hash, s.sealed_at, s.signature,
+                  s.leaves, (SELECT count(*) FROM outbox_message o
+                   WHERE o.tenant_id = e.tenant_id AND (o.created_xid, o.entry_id) < (e.created_xid, e.id)
+                     AND (o.created_xid, o.entry_id) > (coalesce(b.last_xid, '0'),
+                                                        coalesce(b.last_entry_id, '00000000-0000-0000-0000-000000000000')))
+           FROM journal_entry e
+           LEFT JOIN LATERAL (SELECT * FROM journal_seal s
+                              WHERE s.tenant_id = e.tenant_id AND (s.last_xid, s.last_entry_id) >= (e.created_xid, e.id)
+                              ORDER BY s.last_xid, s.last_entry_id LIMIT 1) s ON true
+           LEFT JOIN journal_seal b ON b.tenant_id = e.tenant_id AND b.number = s.number - 1
+           WHERE e.tenant_id = %(tenant)s AND e.id = %(entry)s""",
+        entry=entry_id,
+    )
+    if not rows:
+        return None
+    row = rows[0]
+    block = None if row[2] is None else _block(*row[2:8])
+    return Sealed(row[0], bytes(row[1]), block, row[9], bytes(row[8] or b""))

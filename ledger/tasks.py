@@ -1,4 +1,4 @@
-"""What Celery runs for the books: accrual runs. Thin doors; a task that is lost or comes twice changes nothing.
+"""What Celery runs for the books: accrual runs and seals. Thin doors; a task that is lost or comes twice changes nothing.
 
 Messages carry ids alone. The tables say what is to be done, and `accrue_due`, which beat sends, reads them.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 
 from hpts.celery import app
-from ledger import proof, runs
+from ledger import proof, runs, seals
 
 ACTOR = "schedule:accruals"
 # So many tasks take the chunks of one run side by side; each goes to the end of the queue after a while, so that a large
@@ -17,6 +17,9 @@ PULLERS = 4
 SECONDS = 5.0
 # A message that was not taken by then is thrown away: the next sweep sends another.
 EXPIRES = 60
+# Sweeps come more often than this, so that no second one waits behind a long one.
+SEALING_SECONDS = 4.0
+SEALS_EXPIRE = 10
 
 logger = logging.getLogger("hpts.accrual")
 
@@ -41,6 +44,12 @@ def accrue_due() -> None:
         except Exception:
             # One tenant's fault is not another's.
             logger.exception("the accruals of tenant %s are not looked after", tenant_id)
+
+
+@app.task(name="ledger.seal_journals", expires=SEALS_EXPIRE)
+def seal_journals() -> None:
+    """Seal what has been posted since the last sweep. What it does not get to is the next one's."""
+    seals.seal_all(seconds=SEALING_SECONDS)
 
 
 def start(tenant_id: str, run_id: str) -> None:

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from hpts.fields import Description, FieldError, Flag, PageSize, PageToken, Pattern, Timestamp, Uuid, Wire
+from hpts.fields import Description, FieldError, Flag, PageSize, PageToken, Timestamp, Uuid, Wire
 from ledger.events import EventKind
-from ledger.serializers import Answer, Choice, Kind, Page, Request
+from ledger.serializers import Answer, Choice, Hash, Kind, Page, Request
 from webhooks import targets
 from webhooks.models import DELIVERY_STATES
 
@@ -66,12 +66,6 @@ class Wait(int, Wire):
         if type(value) is not str or re.fullmatch(r"[0-9]|1[0-9]|20", value) is None:
             raise FieldError("out_of_range", "A wait has 0 to 20 seconds.")
         return int(value)
-
-
-class Hash(Pattern):
-    pattern = re.compile(r"[0-9a-f]{64}")
-    message = "A hash is 64 hexadecimal digits."
-    schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
 
 
 class Secret(str, Wire):

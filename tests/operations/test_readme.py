@@ -17,6 +17,7 @@ README = (embedded.ROOT / "README.md").read_text()
 WALKS = {
     "README.md": README[README.index("## A walk with curl") : README.index("## The command line")],
     "docs/loan-life.md": (embedded.ROOT / "docs" / "loan-life.md").read_text(),
+    "docs/seals.md": (embedded.ROOT / "docs" / "seals.md").read_text(),
     "docs/reconciliation.md": (embedded.ROOT / "docs" / "reconciliation.md").read_text(),
 }
 BLOCK = re.compile(r"^```(sh|terminal)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -24,7 +25,8 @@ BLOCK = re.compile(r"^```(sh|terminal)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 def comparable(text: str) -> list[str]:
     """Lines with what differs from run to run taken out: ids, times, the demo client's name."""
-    text = re.sub(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{4}…", "ID", text)
+    text = re.sub(r"\bleaf \d+ of", "leaf N of", text)
+    text = re.sub(r"[0-9a-f]{64,128}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}|[0-9a-f]{4}…", "ID", text)
     text = re.sub(r"\d{4}-\d\d-\d\dT[\d:.]+Z|…", "TIME", text)
     text = re.sub(r"acme-demo-(ID|[0-9a-f]+TIME|[0-9a-f]+)", "CLIENT", text)
     return text.strip().splitlines()
