@@ -15,6 +15,8 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 BEAT_SCHEDULE: dict[str, dict[str, object]] = {
     # Often, because it is also what finds a run that its workers left.
     "accrue_due": {"task": "ledger.accrue_due", "schedule": 15.0},
+    # What is not rolled up yet is read line by line: seldom more than this long's postings.
+    "roll up accounts": {"task": "ledger.roll_up_accounts", "schedule": 2.0},
     # Each tenant's night comes at its own midnight; the table of runs says which one is due.
     "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
     "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},

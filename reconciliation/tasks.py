@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from hpts.celery import app
-from ledger.proof import tenants
+from ledger.queries import tenants
 from reconciliation import runs
 
 logger = logging.getLogger("hpts.reconciliation")

@@ -11,11 +11,10 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
-from hpts.models import ApiClient
 from hpts.tenancy import current_tenant
+from ledger.balances import BALANCE_DIFFERENCES
 
 # How many rows a check names at most. The first one is what somebody will look at.
 NAMED = 10
@@ -35,15 +34,6 @@ class Breach:
 
 
 Check = Callable[[CursorWrapper], list[Breach]]
-
-
-def tenants() -> list[str]:
-    """Every tenant, oldest first, then those that only a client names, because their own row is gone."""
-    with connections["default"].cursor() as cursor:
-        cursor.execute("SELECT tenant_ids()::text")
-        listed = [tenant_id for (tenant_id,) in cursor.fetchall()]
-    named = ApiClient.objects.order_by("tenant_id").values_list("tenant_id", flat=True).distinct()
-    return listed + sorted({str(tenant_id) for tenant_id in named} - set(listed))
 
 
 def _breaches(cursor: CursorWrapper, sql: str) -> list[Breach]:
@@ -145,25 +135,6 @@ def hashes_match_documents(cursor: CursorWrapper) -> list[Breach]:
 
 
 # --- Balances --------------------------------------------------------------------------------------------------------
-
-# Where loan_balance differs from the lines; `minor` is the sum of the lines, `recorded` the row's, NULL when there is no row.
-BALANCE_DIFFERENCES = """
-    SELECT coalesce(s.loan_id, b.loan_id) AS loan_id, coalesce(s.account_code, b.account_code) AS account_code,
-           coalesce(s.layer, b.layer) AS layer, b.balance_minor AS recorded, coalesce(s.minor, 0) AS minor,
-           s.currency, s.floored
-    FROM (SELECT l.loan_id, l.account_code, l.layer, min(l.currency) AS currency,
-                 coalesce(a.role IN ('principal', 'interest', 'fees', 'suspense'), false) AS floored,
-                 sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END) AS minor
-          FROM journal_line l
-          JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.per_loan
-          WHERE l.tenant_id = %(tenant)s AND l.loan_id IS NOT NULL
-            AND (%(loans)s::uuid[] IS NULL OR l.loan_id = ANY (%(loans)s::uuid[]))
-          GROUP BY l.loan_id, l.account_code, l.layer, a.role) s
-    FULL JOIN (SELECT * FROM loan_balance
-               WHERE tenant_id = %(tenant)s AND (%(loans)s::uuid[] IS NULL OR loan_id = ANY (%(loans)s::uuid[]))) b
-        ON b.loan_id = s.loan_id AND b.account_code = s.account_code AND b.layer = s.layer
-    WHERE b.balance_minor IS DISTINCT FROM coalesce(s.minor, 0)
-"""
 
 
 def balances_match_lines(cursor: CursorWrapper) -> list[Breach]:

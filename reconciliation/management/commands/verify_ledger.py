@@ -1,4 +1,4 @@
-"""`manage.py verify_ledger`: prove the promises of the books (ledger/proof.py) for every tenant. Reads only."""
+"""`manage.py verify_ledger`: prove the promises of the books (reconciliation/checks.py) for every tenant. Reads only."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from hpts.tenancy import tenant_transaction
-from ledger import proof
 from ledger.management.terminal import bar, known_tenant
+from ledger.queries import tenants as all_tenants
+from reconciliation import checks
 
 
 class Command(BaseCommand):
@@ -23,9 +24,9 @@ class Command(BaseCommand):
         parser.add_argument("--json", action="store_true", help="print {ok, tenants: [{tenant_id, checks}]} as JSON")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        tenants = [known_tenant(text) for text in options["tenant"]] if options["tenant"] else proof.tenants()
-        found: dict[str, dict[str, list[proof.Breach]]] = {tenant_id: {} for tenant_id in tenants}
-        readings = len(tenants) * len(proof.CHECKS)
+        tenants = [known_tenant(text) for text in options["tenant"]] if options["tenant"] else all_tenants()
+        found: dict[str, dict[str, list[checks.Breach]]] = {tenant_id: {} for tenant_id in tenants}
+        readings = len(tenants) * len(checks.CHECKS)
         for tenant_id, name, breaches in bar(
             _read(tenants), "Proving the books", total=readings, shown=not options["json"]
         ):
@@ -36,17 +37,17 @@ class Command(BaseCommand):
             raise CommandError(f"The books are not in order: {broken} of {readings} checks failed.")
 
 
-def _read(tenants: list[str]) -> Iterator[tuple[str, str, list[proof.Breach]]]:
+def _read(tenants: list[str]) -> Iterator[tuple[str, str, list[checks.Breach]]]:
     """Tenant, check, and what it found, one after the other."""
     for tenant_id in tenants:
         with tenant_transaction(tenant_id, using="readonly") as cursor:
             # A proof reads whole tables; the limit of a request is not for it.
             cursor.execute("SET LOCAL statement_timeout = 0")
-            for check in proof.CHECKS:
+            for check in checks.CHECKS:
                 yield tenant_id, check.__name__, check(cursor)
 
 
-def _report(found: dict[str, dict[str, list[proof.Breach]]]) -> dict[str, Any]:
+def _report(found: dict[str, dict[str, list[checks.Breach]]]) -> dict[str, Any]:
     tenants = [
         {
             "tenant_id": tenant_id,
@@ -64,7 +65,7 @@ def _report(found: dict[str, dict[str, list[proof.Breach]]]) -> dict[str, Any]:
     return {"ok": not any(any(checks.values()) for checks in found.values()), "tenants": tenants}
 
 
-def _story(found: dict[str, dict[str, list[proof.Breach]]]) -> str:
+def _story(found: dict[str, dict[str, list[checks.Breach]]]) -> str:
     lines = []
     for tenant_id, checks in found.items():
         failed = {name: breaches for name, breaches in checks.items() if breaches}
