@@ -198,6 +198,10 @@ PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher", "hpts.oa
 # --- Workers ---------------------------------------------------------------------------------------------------------
 REDIS_URL = env.str("REDIS_URL", "")
 
+# --- Proofs ----------------------------------------------------------------------------------------------------------
+# Every night's proof looks at what is new; one in so many days looks at everything again.
+FULL_PROOF_DAYS = env.int("HPTS_FULL_PROOF_DAYS", 7)
+
 # --- Webhooks --------------------------------------------------------------------------------------------------------
 # Secrets of endpoints are sealed with the first key and opened with any; each has 32 characters or more.
 WEBHOOK_KEYS = env.list("HPTS_WEBHOOK_KEYS", default=[])

@@ -62,7 +62,7 @@ def roll_up(tenant_id: str, *, seconds: float = 10.0) -> int:
     while True:
         with tenant_transaction(tenant_id) as cursor:
             cursor.execute("SELECT roll_up_accounts(%s, %s)", (ENTRIES, LINES))
-            (entries,) = cursor.fetchone()
+            entries = int(cursor.fetchone()[0] or 0)
         if not entries:
             return rolled
         rolled += entries
@@ -183,7 +183,7 @@ def _compared(cursor: CursorWrapper, days: dict[_Day, _Gross]) -> list[SumDiffer
     )
     recorded = {(row[0], row[1], row[2], row[3], row[4]): (int(row[5]), int(row[6])) for row in cursor.fetchall()}
     return [
-        SumDifference(*key, recorded.get(key), counted.get(key, (0, 0)))
+        SumDifference(key[0], key[1], key[2], key[3], key[4], recorded.get(key), counted.get(key, (0, 0)))
         for key in sorted(recorded.keys() | counted.keys())
         if recorded.get(key) != counted.get(key, (0, 0))
     ]

@@ -863,10 +863,10 @@ def trial_balance(
         instant = datetime.fromisoformat(known_at)
         if _is_nearer_to_the_beginning(cursor, known_at):
             # An accrual's id may be a millisecond late.
-            bound = _first_id(instant + timedelta(milliseconds=2))
+            bound = first_id(instant + timedelta(milliseconds=2))
             sums = _MOVED.format(sign="", when="e.id < %(bound)s", posted="<=")
         else:
-            bound = _first_id(instant)
+            bound = first_id(instant)
             sums += " UNION ALL " + _MOVED.format(sign="-", when="e.id >= %(bound)s", posted=">")
     rows = _rows(
         cursor,
@@ -909,11 +909,20 @@ def _is_nearer_to_the_beginning(cursor: CursorWrapper, known_at: str) -> bool:
     return bool(nearer)
 
 
-def _first_id(instant: datetime) -> str:
+def first_id(instant: datetime) -> str:
     """No entry that was posted at this instant or later has a smaller id: ids begin with their milliseconds (RFC 9562)."""
     milliseconds = (instant - EPOCH) // timedelta(milliseconds=1)
     digits = f"{min(max(milliseconds, 0), (1 << 48) - 1):012x}"
     return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
+
+
+# Each account that is kept per loan, in each currency and layer, on its normal side. For a FROM.
+CONTROL_ACCOUNTS = """
+    SELECT a.code, b.currency, b.layer,
+           CASE a.normal_side WHEN 'DR' THEN s.dr_minor - s.cr_minor ELSE s.cr_minor - s.dr_minor END AS minor
+    FROM account_books() b
+    CROSS JOIN LATERAL account_balances(b.currency, b.layer, 'infinity', NULL) s
+    JOIN gl_account a ON a.tenant_id = %(tenant)s AND a.code = s.account_code AND a.per_loan"""
 
 
 def account_balance_object(balance: AccountBalance) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What Celery runs for the books: accrual runs, and the roll-up of account sums. Thin doors; a task that is lost or comes twice changes nothing.
+"""What Celery runs for the books: accrual runs, the roll-up of accounts. Thin doors; what is lost or comes twice changes nothing.
 
 Messages carry ids alone. The tables say what is to be done, and `accrue_due`, which beat sends, reads them.
 """

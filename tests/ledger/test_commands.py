@@ -257,7 +257,9 @@ def test_without_a_tenant_all_of_them_are_proven(
     spoilt: Books, other_books: Books, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {spoilt.tenant_id, other_books.tenant_id} <= set(queries.tenants())
-    monkeypatch.setattr(proof, "tenants", lambda: [other_books.tenant_id, spoilt.tenant_id])
+    monkeypatch.setattr(
+        "reconciliation.management.commands.verify_ledger.tenants", lambda: [other_books.tenant_id, spoilt.tenant_id]
+    )
     out = StringIO()
     with pytest.raises(CommandError, match=f"2 of {2 * len(checks.CHECKS)} checks failed"):
         call_command("verify_ledger", stdout=out)

@@ -27,6 +27,7 @@ from django.http import HttpResponse
 from hpts import tenancy
 from hpts.pipeline import Step
 from hpts.tenancy import tenant_transaction
+from reconciliation import checks
 from tests.conftest import Api, Json, Lender, Loan, new_key, payment_of, posted, shown
 from tests.ledger.conftest import onlooker, race, scratch_database, session, tear_down
 
