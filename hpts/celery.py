@@ -24,8 +24,11 @@ BEAT_SCHEDULE: dict[str, dict[str, object]] = {
     "accrue_due": {"task": "ledger.accrue_due", "schedule": 15.0},
     # A queue of its own: what fills the other one does not keep history from being sealed.
     "seal_journals": {"task": "ledger.seal_journals", "schedule": 5.0, "options": {"queue": SEALS, "expires": 10.0}},
+    # What is not rolled up yet is read line by line: seldom more than this long's postings.
+    "roll up accounts": {"task": "ledger.roll_up_accounts", "schedule": 2.0},
     # Each tenant's night comes at its own midnight; the table of runs says which one is due.
     "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
+    "proof": {"task": "reconciliation.prove_books", "schedule": 600.0},
     "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
 }
 

@@ -128,9 +128,9 @@ def _secrets(state: Path) -> dict[str, str]:
     path = state / "secrets.json"
     with locked(state / "secrets.lock"):
         made: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-        makers = dict.fromkeys(_PASSWORDS, lambda: secrets.token_hex(24)) | _application_keys()
         # All of a new directory; of one from an earlier release what it did not know.
-        missing = {name: make() for name, make in makers.items() if name not in made}
+        missing = {name: secrets.token_hex(24) for name in _PASSWORDS if name not in made}
+        missing |= {name: make() for name, make in _application_keys().items() if name not in made}
         if missing:
             made |= missing
             write_private(path, json.dumps(made, indent=1))

@@ -226,6 +226,10 @@ PREVIOUS_SEAL_KEYS = env.str("HPTS_PREVIOUS_SEAL_KEYS", "", multiline=True)
 # --- Workers ---------------------------------------------------------------------------------------------------------
 REDIS_URL = env.str("REDIS_URL", "")
 
+# --- Proofs ----------------------------------------------------------------------------------------------------------
+# Every night's proof looks at what is new; one in so many days looks at everything again.
+FULL_PROOF_DAYS = env.int("HPTS_FULL_PROOF_DAYS", 7)
+
 # --- Webhooks --------------------------------------------------------------------------------------------------------
 # Secrets of endpoints are sealed with the first key and opened with any; each has 32 characters or more.
 WEBHOOK_KEYS = env.list("HPTS_WEBHOOK_KEYS", default=[])

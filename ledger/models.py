@@ -339,6 +339,40 @@ class Balance(TenantOwned):
         ]
 
 
+class AccountSum(TenantOwned):
+    """What the entries up to the tenant's point (`AccountRollup`) have moved on an account in a day, a month or a year: gross
+    debits and credits. A cache, always rebuildable; `roll_up_accounts` (migrations/0006_rollup.sql) alone adds to it."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "span", "currency", "layer", "account_code", "starts_on")
+    span = models.TextField()
+    currency = models.TextField()
+    layer = models.TextField()
+    account_code = models.TextField()
+    starts_on = models.DateField()
+    # Sums of 64-bit amounts leave 64 bits.
+    dr_minor = models.DecimalField(max_digits=40, decimal_places=0)
+    cr_minor = models.DecimalField(max_digits=40, decimal_places=0)
+
+    class Meta:
+        db_table = "account_sum"
+        constraints = [
+            models.CheckConstraint(condition=Q(span__in=["day", "month", "year"]), name="account_sum_span"),
+            models.CheckConstraint(condition=Q(dr_minor__gte=0, cr_minor__gte=0), name="account_sum_is_gross"),
+        ]
+
+
+class AccountRollup(TenantOwned):
+    """How far a tenant's account sums go in the order of the outbox; what comes behind it is read from the lines."""
+
+    tenant_id = models.UUIDField(primary_key=True, editable=False)
+    created_xid = TransactionIdField()
+    entry_id = models.UUIDField()
+    rolled_up_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "account_rollup"
+
+
 class Accrual(TenantOwned):
     """A loan's interest for a date has been posted. A revision above 0 needs the one before it reversed.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import accumulate
 from typing import Any, NamedTuple
 
@@ -15,11 +15,14 @@ from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
 from hpts.metrics import Reading
+from hpts.models import ApiClient
 from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
 from ledger.events import SETTLED
 from ledger.state import CHARGED_OFF, REFINANCED
+
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
@@ -33,7 +36,26 @@ def timestamp(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+# --- Tenants ---------------------------------------------------------------------------------------------------------
+
+
+def tenant_ids() -> list[str]:
+    """Every tenant, oldest first. Not to be asked inside a tenant's transaction."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT tenant_ids()::text")
+        return [tenant_id for (tenant_id,) in cursor.fetchall()]
+
+
+def tenants() -> list[str]:
+    """Every tenant, then those that only a client names, because their own row is gone."""
+    listed = tenant_ids()
+    named = ApiClient.objects.order_by("tenant_id").values_list("tenant_id", flat=True).distinct()
+    return listed + sorted({str(tenant_id) for tenant_id in named} - set(listed))
+
+
 # --- For operators ---------------------------------------------------------------------------------------------------
+
+
 def gauges() -> list[Reading]:
     """Accrual runs that have not ended, over all tenants."""
     open_runs, waiting, oldest, left_out = 0, 0, 0.0, 0
@@ -56,13 +78,6 @@ def gauges() -> list[Reading]:
         Reading("hpts_accrual_run_oldest_seconds", "Since when the oldest of them has been asked for.", oldest),
         Reading("hpts_accrual_exceptions", "Loans that runs of the last day have left out.", left_out),
     ]
-
-
-def tenant_ids() -> list[str]:
-    """Every tenant, oldest first. Not to be asked inside a tenant's transaction."""
-    with connections["default"].cursor() as cursor:
-        cursor.execute("SELECT tenant_ids()::text")
-        return [tenant_id for (tenant_id,) in cursor.fetchall()]
 
 
 # --- Masters ---------------------------------------------------------------------------------------------------------
@@ -123,10 +138,7 @@ def account_object(account: Account, closed: bool) -> dict[str, Any]:
 
 def books(cursor: CursorWrapper) -> list[tuple[str, str]]:
     """Every currency and layer that some line is in."""
-    return _rows(
-        cursor,
-        "SELECT DISTINCT currency, layer FROM journal_line WHERE tenant_id = %(tenant)s ORDER BY currency, layer",
-    )
+    return _rows(cursor, "SELECT currency, layer FROM account_books() ORDER BY currency, layer")
 
 
 def closed_periods(cursor: CursorWrapper, *, before: str | None, limit: int) -> list[tuple[date, str]]:
@@ -885,23 +897,23 @@ def trial_balance(
 ) -> list[AccountBalance]:
     """Every account of the chart (or one) with the sums of its lines effective on or before `as_of`, and posted by an
     instant when one is given; one statement, so debits and credits are of one moment."""
-    posted = (
-        """JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
-                                   AND e.posted_at <= %(known_at)s::timestamptz"""
-        if known_at
-        else ""
-    )
+    sums = "SELECT account_code, dr_minor, cr_minor FROM account_balances(%(currency)s, %(layer)s, %(as_of)s, %(code)s)"
+    bound = None
+    if known_at:
+        instant = datetime.fromisoformat(known_at)
+        if _is_nearer_to_the_beginning(cursor, known_at):
+            # An accrual's id may be a millisecond late.
+            bound = first_id(instant + timedelta(milliseconds=2))
+            sums = _MOVED.format(sign="", when="e.id < %(bound)s", posted="<=")
+        else:
+            bound = first_id(instant)
+            sums += " UNION ALL " + _MOVED.format(sign="-", when="e.id >= %(bound)s", posted=">")
     rows = _rows(
         cursor,
         f"""SELECT a.code, a.name, a.account_type, a.normal_side, a.per_loan, a.role, coalesce(s.dr, 0), coalesce(s.cr, 0)
            FROM gl_account a
-           LEFT JOIN (
-               SELECT j.account_code, sum(j.amount_minor) FILTER (WHERE j.direction = 'DR') AS dr,
-                      sum(j.amount_minor) FILTER (WHERE j.direction = 'CR') AS cr
-               FROM journal_line j {posted}
-               WHERE j.tenant_id = %(tenant)s AND j.currency = %(currency)s AND j.layer = %(layer)s
-                 AND j.effective_at <= %(as_of)s AND (%(code)s::text IS NULL OR j.account_code = %(code)s::text)
-               GROUP BY j.account_code) s ON s.account_code = a.code
+           LEFT JOIN (SELECT account_code, sum(dr_minor) AS dr, sum(cr_minor) AS cr FROM ({sums}) m GROUP BY account_code) s
+               ON s.account_code = a.code
            WHERE a.tenant_id = %(tenant)s AND (%(code)s::text IS NULL OR a.code = %(code)s::text)
            ORDER BY a.code""",
         currency=currency,
@@ -909,8 +921,48 @@ def trial_balance(
         as_of=as_of,
         code=code,
         known_at=known_at,
+        bound=bound,
     )
     return [AccountBalance(Account(*row[:6]), int(row[6]), int(row[7])) for row in rows]
+
+
+# What the entries posted up to an instant, or after it, have moved; the bound on the ids reads no others.
+_MOVED = """
+    SELECT j.account_code, {sign}coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'DR'), 0) AS dr_minor,
+           {sign}coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'CR'), 0) AS cr_minor
+    FROM journal_entry e
+    JOIN journal_line j ON j.tenant_id = e.tenant_id AND j.entry_id = e.id
+    WHERE e.tenant_id = %(tenant)s AND {when} AND e.posted_at {posted} %(known_at)s::timestamptz
+      AND j.currency = %(currency)s AND j.layer = %(layer)s AND j.effective_at <= %(as_of)s
+      AND (%(code)s::text IS NULL OR j.account_code = %(code)s::text)
+    GROUP BY j.account_code"""
+
+
+def _is_nearer_to_the_beginning(cursor: CursorWrapper, known_at: str) -> bool:
+    """Whether an instant is nearer to the tenant's beginning than to now: so that the shorter part of the journal is read."""
+    ((nearer,),) = _rows(
+        cursor,
+        """SELECT %(known_at)s::timestamptz - created_at < clock_timestamp() - %(known_at)s::timestamptz
+           FROM tenant WHERE id = %(tenant)s""",
+        known_at=known_at,
+    )
+    return bool(nearer)
+
+
+def first_id(instant: datetime) -> str:
+    """No entry that was posted at this instant or later has a smaller id: ids begin with their milliseconds (RFC 9562)."""
+    milliseconds = (instant - EPOCH) // timedelta(milliseconds=1)
+    digits = f"{min(max(milliseconds, 0), (1 << 48) - 1):012x}"
+    return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
+
+
+# Each account that is kept per loan, in each currency and layer, on its normal side. For a FROM.
+CONTROL_ACCOUNTS = """
+    SELECT a.code, b.currency, b.layer,
+           CASE a.normal_side WHEN 'DR' THEN s.dr_minor - s.cr_minor ELSE s.cr_minor - s.dr_minor END AS minor
+    FROM account_books() b
+    CROSS JOIN LATERAL account_balances(b.currency, b.layer, 'infinity', NULL) s
+    JOIN gl_account a ON a.tenant_id = %(tenant)s AND a.code = s.account_code AND a.per_loan"""
 
 
 def account_balance_object(balance: AccountBalance) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The checks of ledger/proof.py, tried against damage: a superuser with the walls switched off spoils one thing at a time.
+"""The checks of reconciliation/checks.py, tried against damage: a superuser, the walls switched off, spoils one thing at a time.
 
 Each damage is done and looked at inside one transaction that is rolled back, with the checks run as hpts_readonly.
 """
@@ -19,7 +19,7 @@ from django.db import connections, transaction
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import tenant_transaction
-from ledger import operations, proof
+from ledger import operations, queries
 from ledger.events import (
     PENDING,
     ChargeOff,
@@ -32,13 +32,14 @@ from ledger.events import (
 )
 from ledger.money import MAX_MINOR
 from ledger.serializers import NewAccrualPause, NewReplan, NewRestructure
+from reconciliation import checks
 from tests.conftest import sealed
 from tests.ledger.conftest import URLS, Books, new_key, open_books, tenant_tables
 
 UNKNOWN = "00000000-0000-4000-8000-00000000dead"
 # The superuser's alias among Django's connections, for this module alone.
 SUPERUSER = "superuser"
-ALL = {check.__name__ for check in proof.CHECKS}
+ALL = {check.__name__ for check in checks.CHECKS}
 
 
 class Story(NamedTuple):
@@ -185,14 +186,14 @@ def superuser(open_database: None) -> Iterator[None]:
     del connections.settings[SUPERUSER]
 
 
-def found(tenant_id: str, using: str = "readonly") -> dict[str, list[proof.Breach]]:
+def found(tenant_id: str, using: str = "readonly") -> dict[str, list[checks.Breach]]:
     """What every check says, as the command asks it."""
     with tenant_transaction(tenant_id, using=using) as cursor:
         return _said(cursor)
 
 
-def _said(cursor: CursorWrapper) -> dict[str, list[proof.Breach]]:
-    return {check.__name__: breaches for check in proof.CHECKS if (breaches := check(cursor))}
+def _said(cursor: CursorWrapper) -> dict[str, list[checks.Breach]]:
+    return {check.__name__: breaches for check in checks.CHECKS if (breaches := check(cursor))}
 
 
 @contextmanager
@@ -989,14 +990,14 @@ def test_every_table_of_a_tenant_is_damaged_once() -> None:
 
 def test_a_check_names_no_more_rows_than_one_can_read(story: Story) -> None:
     with damaged(story, f"{E} content_hash = sha256('lost') WHERE tenant_id = %(tenant)s") as cursor:
-        assert len(proof.hashes_match_documents(cursor)) == proof.NAMED
+        assert len(checks.hashes_match_documents(cursor)) == checks.NAMED
 
 
 def test_the_checks_look_at_one_tenant(story: Story) -> None:
     with damaged(story, f"{E} content_hash = sha256('lost') {OF} id = %(payment)s") as cursor:
         assert "hashes_match_documents" in _said(cursor)
         cursor.execute("SELECT set_config('hpts.tenant_id', %s, true)", (story.names["stranger"],))
-        assert proof.hashes_match_documents(cursor) == [], "row security hides the damage from another tenant"
+        assert checks.hashes_match_documents(cursor) == [], "row security hides the damage from another tenant"
 
 
 def test_every_tenant_is_listed_and_one_without_its_row_too(story: Story) -> None:
@@ -1010,7 +1011,7 @@ def test_every_tenant_is_listed_and_one_without_its_row_too(story: Story) -> Non
         authorization_grant_type=ApiClient.GRANT_CLIENT_CREDENTIALS,
     )
     try:
-        listed = proof.tenants()
+        listed = queries.tenants()
         assert {story.books.tenant_id, story.names["stranger"], lost} <= set(listed)
         assert len(listed) == len(set(listed))
         assert found(lost).keys() == {"terms_belong_together"}

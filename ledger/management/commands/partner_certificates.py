@@ -15,7 +15,7 @@ from rich.table import Table
 from hpts import certificates, oauth
 from hpts.models import ClientCertificate
 from ledger.management.terminal import drawn, known_tenant
-from ledger.proof import tenants
+from ledger.queries import tenants
 
 # Enough to issue the next one and to have it in use everywhere.
 SOON = timedelta(days=30)
