@@ -239,7 +239,7 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
     ),
     "the point of the sums goes back": (
         f"""UPDATE account_rollup SET (created_xid, entry_id) = (
-                SELECT o.created_xid, o.entry_id FROM outbox_message o {OF} o.entry_id = %(payment)s) WHERE tenant_id = %(tenant)s""",
+                SELECT o.created_xid, o.entry_id FROM outbox_message o {OF} o.entry_id = %(payment)s) {OF} true""",
         {"account_sums_match_lines"},
         "cash",
     ),

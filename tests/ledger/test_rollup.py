@@ -160,9 +160,9 @@ def test_a_reader_never_sees_debits_without_credits_while_others_write() -> None
         last = 0
         while not done.is_set():
             found = shown(books, "USD", SETTLED, date(2025, 12, 31))
-            debits, credits = (sum(side) for side in zip(*found.values(), strict=True))
+            debit, credit = (sum(side) for side in zip(*found.values(), strict=True))
             cash = found.get("1000", (0, 0))[0]
-            assert debits == credits
+            assert debit == credit
             assert cash >= last, "what was seen once is gone"
             assert found["1100"][1] == cash, "a payment is seen in part"
             last, read = cash, read + 1
