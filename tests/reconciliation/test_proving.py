@@ -279,6 +279,7 @@ def test_two_workers_do_not_prove_the_same_night(books: Books) -> None:
     with session("app") as other:
         other.execute("SELECT pg_advisory_lock(hashtextextended(%s, 0))", (f"{books.tenant_id} proof",))
         assert proving.prove_tonight(books.tenant_id) is None
+        other.execute("SELECT pg_advisory_unlock(hashtextextended(%s, 0))", (f"{books.tenant_id} proof",))
     assert proving.prove_tonight(books.tenant_id) is not None
 
 
