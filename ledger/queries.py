@@ -138,7 +138,7 @@ def account_object(account: Account, closed: bool) -> dict[str, Any]:
 
 def books(cursor: CursorWrapper) -> list[tuple[str, str]]:
     """Every currency and layer that some line is in."""
-    return _rows(cursor, "SELECT currency, layer FROM account_books() ORDER BY currency, layer")
+    return _rows(cursor, "SELECT currency, layer FROM account_books(%(tenant)s) ORDER BY currency, layer")
 
 
 def closed_periods(cursor: CursorWrapper, *, before: str | None, limit: int) -> list[tuple[date, str]]:
@@ -897,7 +897,7 @@ def trial_balance(
 ) -> list[AccountBalance]:
     """Every account of the chart (or one) with the sums of its lines effective on or before `as_of`, and posted by an
     instant when one is given; one statement, so debits and credits are of one moment."""
-    sums = "SELECT account_code, dr_minor, cr_minor FROM account_balances(%(currency)s, %(layer)s, %(as_of)s, %(code)s)"
+    sums = "SELECT account_code, dr_minor, cr_minor FROM account_balances(%(tenant)s, %(currency)s, %(layer)s, %(as_of)s, %(code)s)"
     bound = None
     if known_at:
         instant = datetime.fromisoformat(known_at)
@@ -960,8 +960,8 @@ def first_id(instant: datetime) -> str:
 CONTROL_ACCOUNTS = """
     SELECT a.code, b.currency, b.layer,
            CASE a.normal_side WHEN 'DR' THEN s.dr_minor - s.cr_minor ELSE s.cr_minor - s.dr_minor END AS minor
-    FROM account_books() b
-    CROSS JOIN LATERAL account_balances(b.currency, b.layer, 'infinity', NULL) s
+    FROM account_books(%(tenant)s) b
+    CROSS JOIN LATERAL account_balances(%(tenant)s, b.currency, b.layer, 'infinity', NULL) s
     JOIN gl_account a ON a.tenant_id = %(tenant)s AND a.code = s.account_code AND a.per_loan"""
 
 

@@ -640,8 +640,8 @@ def closed_periods_stay_as_they_were(cursor: CursorWrapper, scope: Scope = EVERY
                FROM period p JOIN day d ON d.effective_at <= p.through_date GROUP BY 1, 2, 3, 4"""
     sums = """SELECT p.through_date, b.currency, b.layer, s.account_code AS code, s.dr_minor AS dr, s.cr_minor AS cr
               FROM period p
-              CROSS JOIN account_books() b
-              CROSS JOIN LATERAL account_balances(b.currency, b.layer, p.through_date, NULL) s"""
+              CROSS JOIN account_books(%(tenant)s) b
+              CROSS JOIN LATERAL account_balances(%(tenant)s, b.currency, b.layer, p.through_date, NULL) s"""
     return _breaches(
         cursor,
         scope,

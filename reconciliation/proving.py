@@ -81,7 +81,7 @@ def _unheard(done: int, total: int) -> None:
 
 
 def prove(tenant_id: str, *, full: bool, actor: str, jobs: int = 1, heard: Progress = _unheard) -> Outcome:
-    """Prove a tenant's books and keep what came out: of what is new since the last proof that found nothing, or of everything:
+    """Prove a tenant's books and keep what came out: of what is new since the last proof that found nothing, or of everything,
     when asked to and when there is no such proof. `jobs`: so many checks of a full proof at a time."""
     began = time.monotonic()
     with tenant_transaction(tenant_id, using="readonly") as cursor:

@@ -155,11 +155,10 @@ END $$;
 -- caller's own snapshot, in which sums and point are of one moment; so each entry counts once, and whole. Planned once for a
 -- session, and never by a scan of the outbox, whatever the statistics say.
 -- Sums out of another cluster (see above) do not count: the tail then is the whole journal.
-CREATE FUNCTION public.account_balances(p_currency text, p_layer text, p_as_of date, p_code text)
+CREATE FUNCTION public.account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text)
 RETURNS TABLE (account_code text, dr_minor numeric, cr_minor numeric) LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
 DECLARE
-    v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
     v_year date := date_trunc('year', p_as_of::timestamp);
     v_month date := date_trunc('month', p_as_of::timestamp);
     v_rolled boolean;
@@ -168,7 +167,7 @@ DECLARE
 BEGIN
     SELECT r.created_xid, r.entry_id INTO v_xid, v_entry
     FROM public.account_rollup r
-    WHERE r.tenant_id = v_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
+    WHERE r.tenant_id = p_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
     v_rolled := FOUND;
     IF NOT v_rolled THEN
         -- As values and not in the condition: there, coalesce() would keep the index from beginning at the point.
@@ -184,34 +183,33 @@ BEGIN
             AS p (span, first, before)
         CROSS JOIN LATERAL (
             SELECT x.dr_minor, x.cr_minor FROM public.account_sum x
-            WHERE x.tenant_id = v_tenant AND x.span = p.span AND x.currency = p_currency AND x.layer = p_layer
+            WHERE x.tenant_id = p_tenant AND x.span = p.span AND x.currency = p_currency AND x.layer = p_layer
               AND x.account_code = a.code AND x.starts_on >= p.first AND x.starts_on < p.before OFFSET 0) s
-        WHERE a.tenant_id = v_tenant AND (p_code IS NULL OR a.code = p_code) AND v_rolled
+        WHERE a.tenant_id = p_tenant AND (p_code IS NULL OR a.code = p_code) AND v_rolled
         UNION ALL
         SELECT l.account_code, CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE 0 END,
                CASE l.direction WHEN 'CR' THEN l.amount_minor ELSE 0 END
         FROM public.outbox_message o
         CROSS JOIN LATERAL (
             SELECT j.account_code, j.direction, j.amount_minor FROM public.journal_line j
-            WHERE j.tenant_id = v_tenant AND j.entry_id = o.entry_id AND j.currency = p_currency AND j.layer = p_layer
+            WHERE j.tenant_id = p_tenant AND j.entry_id = o.entry_id AND j.currency = p_currency AND j.layer = p_layer
               AND j.effective_at <= p_as_of AND (p_code IS NULL OR j.account_code = p_code) OFFSET 0) l
-        WHERE o.tenant_id = v_tenant
+        WHERE o.tenant_id = p_tenant
           AND (o.created_xid, o.entry_id) > (v_xid, v_entry)) m
     GROUP BY m.code;
 END $$;
 
 -- Every currency and layer that some line is in; read like the balances.
-CREATE FUNCTION public.account_books() RETURNS TABLE (currency text, layer text) LANGUAGE plpgsql STABLE
+CREATE FUNCTION public.account_books(p_tenant uuid) RETURNS TABLE (currency text, layer text) LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET jit = off AS $$
 DECLARE
-    v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
     v_rolled boolean;
     v_xid xid8;
     v_entry uuid;
 BEGIN
     SELECT r.created_xid, r.entry_id INTO v_xid, v_entry
     FROM public.account_rollup r
-    WHERE r.tenant_id = v_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
+    WHERE r.tenant_id = p_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
     v_rolled := FOUND;
     IF NOT v_rolled THEN
         -- As values and not in the condition: there, coalesce() would keep the index from beginning at the point.
@@ -220,13 +218,13 @@ BEGIN
     END IF;
     RETURN QUERY
     SELECT s.currency, s.layer FROM public.account_sum s
-    WHERE s.tenant_id = v_tenant AND s.span = 'year' AND v_rolled
+    WHERE s.tenant_id = p_tenant AND s.span = 'year' AND v_rolled
     UNION
     SELECT l.currency, l.layer
     FROM public.outbox_message o
     CROSS JOIN LATERAL (SELECT j.currency, j.layer FROM public.journal_line j
-                        WHERE j.tenant_id = v_tenant AND j.entry_id = o.entry_id OFFSET 0) l
-    WHERE o.tenant_id = v_tenant
+                        WHERE j.tenant_id = p_tenant AND j.entry_id = o.entry_id OFFSET 0) l
+    WHERE o.tenant_id = p_tenant
       AND (o.created_xid, o.entry_id) > (v_xid, v_entry);
 END $$;
 
@@ -236,8 +234,8 @@ GRANT EXECUTE ON FUNCTION public.roll_up_accounts TO hpts_app;
 GRANT EXECUTE ON FUNCTION public.accounts_to_roll_up, public.account_balances, public.account_books TO hpts_app, hpts_readonly;
 
 -- reverse
-DROP FUNCTION public.account_books();
-DROP FUNCTION public.account_balances(text, text, date, text);
+DROP FUNCTION public.account_books(uuid);
+DROP FUNCTION public.account_balances(uuid, text, text, date, text);
 DROP FUNCTION public.accounts_to_roll_up();
 DROP FUNCTION public.roll_up_accounts(int, bigint);
 DROP TRIGGER account_rollup_wall ON public.account_rollup;

@@ -223,6 +223,7 @@ def test_sound_books_are_reported_check_by_check(books: Books, other_books: Book
     assert report["ok"] is True
     assert [tenant["tenant_id"] for tenant in report["tenants"]] == ids
     for tenant in report["tenants"]:
+        assert all(check.pop("seconds") >= 0 for check in tenant["checks"])
         assert tenant["checks"] == [{"name": check.__name__, "ok": True, "breaches": []} for check in checks.CHECKS]
 
 
@@ -264,7 +265,7 @@ def test_without_a_tenant_all_of_them_are_proven(
     with pytest.raises(CommandError, match=f"2 of {2 * len(checks.CHECKS)} checks failed"):
         call_command("verify_ledger", stdout=out)
     passed = len(checks.CHECKS)
-    lines = [line for line in out.getvalue().splitlines() if line.startswith("Tenant")]
+    lines = [line.partition(",")[0] for line in out.getvalue().splitlines() if line.startswith("Tenant")]
     assert lines == [
         f"Tenant {other_books.tenant_id}: {passed} of {passed} checks passed",
         f"Tenant {spoilt.tenant_id}: {passed - 2} of {passed} checks passed",
@@ -368,6 +369,7 @@ def test_a_dry_run_reports_the_difference_and_changes_nothing(spoilt: Books) -> 
                 "recomputed_minor": "100000",
             }
         ],
+        "sum_differences": [],
     }
     assert contents(spoilt.tenant_id) == before
 
@@ -392,7 +394,7 @@ def test_a_lost_balance_is_made_again_and_one_without_lines_becomes_zero(books: 
         connection.execute("ALTER TABLE loan_balance ENABLE ALWAYS TRIGGER loan_balance_never_goes")
     text = told("rebuild_balances", "--tenant", books.tenant_id)
     assert "missing" in text
-    assert text.endswith("4 balances of 3 loans differed and were put right.")
+    assert "4 balances of 3 loans differed and were put right." in text
     assert books.balances(books.loan) == before
     assert books.balances(idle) == {("1100", "SETTLED"): 0}
     assert answered("verify_ledger", "--tenant", books.tenant_id)["ok"]

@@ -27,7 +27,7 @@ class Command(BaseCommand):
         parser.add_argument(
             "--full",
             action="store_true",
-            help="look at everything, and not only at what is new since the last proof that found nothing",
+            help="everything, not only what is new since the last proof",
         )
         parser.add_argument("--jobs", type=int, default=2, metavar="N", help="so many checks of a full proof at a time")
         parser.add_argument(
