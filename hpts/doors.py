@@ -95,12 +95,12 @@ def thumbprint(text: str) -> str | None:
         return None
     sequence = BYTE_SEQUENCE.fullmatch(text)
     pem = None if sequence else PEM.fullmatch(unquote_to_bytes(text))
+    encoded = sequence[1].encode() if sequence else b"".join(pem[1].split()) if pem else b""
     try:
-        if sequence:
-            return of_der(base64.b64decode(sequence[1], validate=True))
-        return of_der(base64.b64decode(b"".join(pem[1].split()), validate=True)) if pem else None
+        der = base64.b64decode(encoded, validate=True)
     except binascii.Error:
         return None
+    return of_der(der) if der else None
 
 
 def of_der(der: bytes) -> str:

@@ -30,6 +30,7 @@ PAYMENT = {
     "effective_at": "2026-02-01",
     "source_method": "ach",
 }
+PROGRAM = {"name": "Attack", "currency": "USD", "annual_rate_bps": 1, "day_count_convention": "ACT_365"}
 # Method, path, body, and how a good token is answered in books without loans.
 OPERATIONS: dict[str, tuple[str, str, Json | None, int]] = {
     "post a payment": ("POST", "/v1/payments", PAYMENT, 422),
@@ -41,7 +42,7 @@ OPERATIONS: dict[str, tuple[str, str, Json | None, int]] = {
     ),
     "list loans": ("GET", "/v1/loans", None, 200),
     "read a history": ("GET", f"/v1/loans/{LOAN}/journal-entries", None, 404),
-    "close a period": ("POST", "/v1/periods/close", {"through_date": "2025-12-31"}, 201),
+    "open a program": ("POST", "/v1/programs", PROGRAM, 201),
 }
 ADMITTED = " ".join(oauth.SCOPES)
 
@@ -81,7 +82,7 @@ def rows() -> tuple[Any, ...] | None:
     with in_books_of(forge.TENANT) as connection:
         return connection.execute(
             "SELECT (SELECT count(*) FROM journal_entry), (SELECT count(*) FROM idempotency_key),"
-            " (SELECT count(*) FROM period_close)"
+            " (SELECT count(*) FROM program)"
         ).fetchone()
 
 
@@ -131,7 +132,7 @@ def test_the_admins_wildcard_does_not_write() -> None:
     wildcard = forge.token(forge.claims(scope="hpts:admin:*"))
     for operation in ("post a payment", "reverse an entry", "list loans", "read a history"):
         refused(send(operation, Authorization=f"Bearer {wildcard}"), 403, "insufficient_scope")
-    assert send("close a period", Authorization=f"Bearer {wildcard}").status_code == 201
+    assert send("open a program", Authorization=f"Bearer {wildcard}").status_code == 201
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
