@@ -1,8 +1,9 @@
 """How many requests a tenant and each of its clients may make: token buckets, in Redis for all processes together.
 
-One script takes a request out of both buckets, or out of none, in one round trip. When Redis is away each process counts by
-itself with its part of the quota and asks nobody, so that a request never waits for it. Which quota a tenant has is the
-settings' and its own row's to say; what a request does is nobody's business here.
+One script takes requests out of both buckets, or out of none, in one round trip. A process whose clients are busy takes some
+at a time and hands them out by itself, and remembers for moments that there are none: so that neither the asking nor the
+refusing costs much. When Redis is away each process counts by itself with its part of the quota, and no request waits for it.
+Which quota a tenant has is the settings' and its own row's to say; what a request does is nobody's business here.
 """
 
 from __future__ import annotations
@@ -38,6 +39,10 @@ TIMEOUT_SECONDS = 0.05
 ASK_AGAIN_SECONDS = 0.5
 QUOTA_SECONDS = 60
 MAX_BUCKETS = 20_000
+# Requests that a process has taken are its own for so long; at most so many, and at most a part of what a bucket holds.
+LEASE_SECONDS, BUSY_SECONDS, WIDEST, PARTS = 1.0, 0.1, 32, 50
+# For so long a process does not ask again for who has just been refused.
+REFUSAL_SECONDS = 0.1
 NAMES = ("tenant", "client")
 HEADERS = ("RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset")
 
@@ -58,8 +63,9 @@ class Bucket(NamedTuple):
 
 
 class Admission(NamedTuple):
-    """What came of asking: how long to wait (0: go on), and how the tightest bucket stands."""
+    """What came of asking: how many were taken, how long to wait when none was, and how the tightest bucket stands."""
 
+    taken: int
     wait_seconds: float
     tightest: int
     limit: int
@@ -73,13 +79,21 @@ class Admission(NamedTuple):
             response[name] = str(value)
 
 
-Take = Callable[[Sequence[Bucket], int, bool], Admission]
+class Wanted(NamedTuple):
+    """How many requests to take: at most, at least, and whether in any case, so that the buckets owe them."""
+
+    most: int = 1
+    fewest: int = 1
+    always: bool = False
+
+
+ONE = Wanted()
 
 
 def _admission(answer: Sequence[int | float], buckets: Sequence[Bucket]) -> Admission:
-    wait, tightest, remaining, reset = answer
+    taken, wait, tightest, remaining, reset = answer
     place = int(tightest) - 1
-    return Admission(wait / 1e6, place, buckets[place].size, int(remaining), reset / 1e6)
+    return Admission(int(taken), wait / 1e6, place, buckets[place].size, int(remaining), reset / 1e6)
 
 
 # --- By Redis --------------------------------------------------------------------------------------------------------
@@ -96,13 +110,13 @@ class Shared:
         self.away = False
         self._lock = threading.Lock()
 
-    def take(self, buckets: Sequence[Bucket], cost: int, always: bool) -> Admission | None:
+    def take(self, buckets: Sequence[Bucket], wanted: Wanted = ONE) -> Admission | None:
         """None when Redis is away: the caller counts by itself."""
         if self.away:
             return None
         keys = [bucket.key for bucket in buckets]
         numbers = [number for bucket in buckets for number in (bucket.interval, bucket.size)]
-        arguments: list[Any] = [*keys, cost, int(always), *numbers]
+        arguments: list[Any] = [*keys, wanted.most, wanted.fewest, int(wanted.always), *numbers]
         try:
             try:
                 answer = self._redis.evalsha(SHA, len(keys), *arguments)
@@ -143,33 +157,98 @@ class Alone:
         self._full_at: OrderedDict[str, float] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, buckets: Sequence[Bucket], cost: int, always: bool) -> Admission:
+    def take(self, buckets: Sequence[Bucket], wanted: Wanted = ONE) -> Admission:
         now = self._clock() * 1e6
-        own = [bucket._replace(interval=bucket.interval * self._processes) for bucket in buckets]
-        own = [bucket._replace(size=max(bucket.size // self._processes, 1)) for bucket in own]
+        own = [
+            Bucket(bucket.key, bucket.interval * self._processes, max(bucket.size // self._processes, 1))
+            for bucket in buckets
+        ]
         with self._lock:
             before = [max(self._full_at.get(bucket.key, 0.0) - now, 0.0) for bucket in own]
-            after = [owed + cost * bucket.interval for owed, bucket in zip(before, own, strict=True)]
-            wait = max(owed - bucket.size * bucket.interval for owed, bucket in zip(after, own, strict=True))
-            granted = wait <= 0 or always
-            if granted:
+            free = (math.floor(each.size - owed / each.interval) for owed, each in zip(before, own, strict=True))
+            taken = wanted.most if wanted.always else min(wanted.most, *free)
+            taken = taken if taken >= wanted.fewest else 0
+            after = [owed + taken * bucket.interval for owed, bucket in zip(before, own, strict=True)]
+            if taken:
                 for bucket, owed in zip(own, after, strict=True):
                     self._full_at[bucket.key] = now + owed
                     self._full_at.move_to_end(bucket.key)
                 while len(self._full_at) > MAX_BUCKETS:
                     self._full_at.popitem(last=False)
-        owed_now = after if granted else before
-        left = [
-            max(math.floor(bucket.size - owed / bucket.interval), 0) for bucket, owed in zip(own, owed_now, strict=True)
-        ]
+        short = (owed + (wanted.fewest - each.size) * each.interval for owed, each in zip(before, own, strict=True))
+        left = [max(math.floor(each.size - owed / each.interval), 0) for owed, each in zip(after, own, strict=True)]
         place = left.index(min(left))
-        return _admission((0 if granted else wait, place + 1, left[place], owed_now[place]), own)
+        return _admission((taken, 0 if taken else max(1, *short), place + 1, left[place], after[place]), own)
+
+
+# --- Some at a time --------------------------------------------------------------------------------------------------
+class Lease:
+    """What a process has taken for a client and not yet handed out, or that there is nothing for it right now."""
+
+    __slots__ = ("admission", "asked_at", "left", "until", "width")
+
+    def __init__(self, admission: Admission, width: int, now: float) -> None:
+        self.admission = admission
+        self.width = width
+        self.left = admission.taken - 1
+        self.asked_at = now
+        self.until = now + (LEASE_SECONDS if admission.taken else min(admission.wait_seconds, REFUSAL_SECONDS))
+
+
+class Leases:
+    """Hands out requests that were taken some at a time. As many as the client uses within moments, and never a part of a
+    bucket that anybody would miss: where a bucket is small each request is asked for."""
+
+    def __init__(self, take: Callable[[Sequence[Bucket], Wanted], Admission | None]) -> None:
+        self._take = take
+        self._leases: OrderedDict[str, Lease] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def one(self, buckets: Sequence[Bucket]) -> Admission | None:
+        key, now = buckets[-1].key, time.monotonic()
+        with self._lock:
+            lease = self._leases.get(key)
+            if lease is not None and now < lease.until:
+                told = lease.admission
+                if not told.taken:
+                    return told._replace(wait_seconds=max(told.wait_seconds - (now - lease.asked_at), 0.001))
+                if lease.left > 0:
+                    lease.left -= 1
+                    return told._replace(remaining=told.remaining + lease.left)
+        width = _width(lease, now, min(bucket.size for bucket in buckets) // PARTS)
+        admission = self._take(buckets, Wanted(most=width))
+        if admission is None:
+            return None
+        with self._lock:
+            self._leases[key] = Lease(admission, width, now)
+            self._leases.move_to_end(key)
+            while len(self._leases) > MAX_BUCKETS:
+                self._leases.popitem(last=False)
+        return admission._replace(remaining=admission.remaining + max(admission.taken - 1, 0))
+
+    def clear(self) -> None:
+        with self._lock:
+            self._leases.clear()
+
+
+def _width(before: Lease | None, now: float, most: int) -> int:
+    """How many to take: twice as many when the last ones were used up quickly, half when they lasted."""
+    if before is None:
+        return 1
+    lasted = now - before.asked_at
+    width = before.width * 2 if lasted < BUSY_SECONDS else before.width // 2 if lasted > LEASE_SECONDS else before.width
+    return max(min(width, most, WIDEST), 1)
 
 
 # --- What a request asks ---------------------------------------------------------------------------------------------
 @lru_cache(maxsize=1)
 def shared(url: str) -> Shared:
     return Shared(url)
+
+
+@lru_cache(maxsize=1)
+def leases(url: str) -> Leases:
+    return Leases(lambda buckets, wanted: shared(url).take(buckets, wanted))
 
 
 @lru_cache(maxsize=1)
@@ -201,6 +280,7 @@ def quota(tenant_id: str) -> Quota:
 def forget_quotas() -> None:
     """Ask the rows anew, as a process would that starts now."""
     _quotas.clear()
+    leases(settings.REDIS_URL).clear()
 
 
 def _buckets(tenant_id: str, client_id: str) -> list[Bucket]:
@@ -220,10 +300,13 @@ def take(tenant_id: str, client_id: str, cost: int = 1, *, always: bool = False)
     if not settings.TENANT_REQUESTS_PER_SECOND:
         return None
     buckets = _buckets(tenant_id, client_id)
-    admission = shared(settings.REDIS_URL).take(buckets, cost, always)
-    if admission is None:
-        admission = alone(settings.WEB_WORKERS).take(buckets, cost, always)
-    return admission
+    if cost == 1 and not always:
+        admission = leases(settings.REDIS_URL).one(buckets)
+        wanted = ONE
+    else:
+        wanted = Wanted(cost, cost, always)
+        admission = shared(settings.REDIS_URL).take(buckets, wanted)
+    return admission or alone(settings.WEB_WORKERS).take(buckets, wanted)
 
 
 def refusal(admission: Admission) -> RateLimited:

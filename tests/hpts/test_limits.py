@@ -18,7 +18,7 @@ from django.core.management import call_command
 from django.core.management.base import CommandError
 
 from hpts import limits
-from hpts.limits import Alone, Bucket, Shared
+from hpts.limits import Alone, Bucket, Leases, Shared, Wanted
 from tests.conftest import Api, Lender, new_key, payment_of, posted, refused, shown
 
 MINUTE = 60_000_000  # A bucket that gives one request back in a minute does not move while a test runs.
@@ -59,7 +59,7 @@ def quota(acme: Lender) -> Iterator[Callable[[int, int], None]]:
 
 def test_a_bucket_gives_what_it_holds_and_no_more(shared: Shared) -> None:
     asked = buckets(5, 5)
-    admissions = [shared.take(asked, 1, False) for _ in range(7)]
+    admissions = [shared.take(asked) for _ in range(7)]
     assert [each.wait_seconds > 0 for each in admissions if each] == [False] * 5 + [True] * 2
     assert [each.remaining for each in admissions if each] == [4, 3, 2, 1, 0, 0, 0]
     last = admissions[-1]
@@ -71,8 +71,8 @@ def test_a_bucket_gives_what_it_holds_and_no_more(shared: Shared) -> None:
 def test_what_one_bucket_refuses_costs_the_other_nothing(shared: Shared) -> None:
     tenant, client = buckets(5, 2)
     for _ in range(10):
-        shared.take([tenant, client], 1, False)
-    other = shared.take([tenant, client._replace(key=client.key + "2")], 1, False)
+        shared.take([tenant, client])
+    other = shared.take([tenant, client._replace(key=client.key + "2")])
     assert other is not None
     assert other.wait_seconds == 0
     assert (other.tightest, other.remaining) == (1, 1)
@@ -80,22 +80,22 @@ def test_what_one_bucket_refuses_costs_the_other_nothing(shared: Shared) -> None
 
 def test_a_cost_is_owed_when_it_has_to_be(shared: Shared) -> None:
     asked = buckets(5, 5, interval=1_000_000)
-    owed = shared.take(asked, 50, True)
+    owed = shared.take(asked, Wanted(50, 50, True))
     assert owed is not None
     assert (owed.wait_seconds, owed.remaining) == (0, 0)
-    later = shared.take(asked, 1, False)
+    later = shared.take(asked)
     assert later is not None
     assert 40 < later.wait_seconds <= 46
 
 
 def test_a_bucket_fills_again_and_its_key_goes(shared: Shared) -> None:
     asked = buckets(1, 1, interval=20_000)
-    assert shared.take(asked, 1, False) is not None
+    assert shared.take(asked) is not None
     deadline = time.monotonic() + 5
     with redis.Redis.from_url(settings.REDIS_URL) as client:
         while client.exists(asked[0].key):
             assert time.monotonic() < deadline, "the key stays"
-    again = shared.take(asked, 1, False)
+    again = shared.take(asked)
     assert again is not None
     assert again.wait_seconds == 0
 
@@ -103,7 +103,7 @@ def test_a_bucket_fills_again_and_its_key_goes(shared: Shared) -> None:
 def test_many_at_once_get_no_more_than_the_bucket_holds(shared: Shared) -> None:
     asked = buckets(40, 100)
     with ThreadPoolExecutor(16) as pool:
-        admissions = list(pool.map(lambda _: shared.take(asked, 1, False), range(200)))
+        admissions = list(pool.map(lambda _: shared.take(asked), range(200)))
     assert all(each is not None for each in admissions)
     assert sum(each.wait_seconds == 0 for each in admissions if each) == 40
 
@@ -116,14 +116,11 @@ def test_redis_and_a_process_alone_count_the_same(shared: Shared) -> None:
         asked = buckets(chance.randint(1, 30), chance.randint(1, 30))
         alone = Alone(1, clock=lambda: 1.0)
         for _ in range(25):
-            cost, always = chance.randint(1, 4), chance.random() < 0.1
-            one, other = shared.take(asked, cost, always), alone.take(asked, cost, always)
+            cost = chance.randint(1, 4)
+            wanted = Wanted(cost + chance.randint(0, 3), cost, chance.random() < 0.1)
+            one, other = shared.take(asked, wanted), alone.take(asked, wanted)
             assert one is not None
-            assert (one.wait_seconds > 0, one.limit, one.remaining) == (
-                other.wait_seconds > 0,
-                other.limit,
-                other.remaining,
-            ), f"seed {seed}"
+            assert (one.taken, one.limit, one.remaining) == (other.taken, other.limit, other.remaining), f"seed {seed}"
             assert abs(one.wait_seconds - other.wait_seconds) < 5, f"seed {seed}"
 
 
@@ -131,18 +128,61 @@ def test_processes_that_are_alone_share_the_quota() -> None:
     asked = buckets(8, 8)
     clock = [0.0]
     alone = Alone(4, clock=lambda: clock[0])
-    granted = [alone.take(asked, 1, False).wait_seconds == 0 for _ in range(5)]
+    granted = [alone.take(asked).wait_seconds == 0 for _ in range(5)]
     assert granted == [True, True, False, False, False]
     clock[0] += 4 * 60
-    assert alone.take(asked, 1, False).wait_seconds == 0
+    assert alone.take(asked).wait_seconds == 0
 
 
 def test_a_process_alone_forgets_the_buckets_of_long_ago(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "MAX_BUCKETS", 10)
     alone = Alone(1)
     for _ in range(50):
-        alone.take(buckets(5, 5), 1, False)
+        alone.take(buckets(5, 5))
     assert len(alone._full_at) <= 10
+
+
+# --- Some at a time --------------------------------------------------------------------------------------------------
+
+
+def test_a_busy_client_is_asked_for_seldom_and_gets_no_more_than_the_bucket_holds(shared: Shared) -> None:
+    """Two processes, one bucket of a thousand: together they grant a thousand, and ask Redis far less often."""
+    asked = buckets(1_000, 1_000)
+    trips = [0]
+
+    def take(each: Any, wanted: Wanted) -> Any:
+        trips[0] += 1
+        return shared.take(each, wanted)
+
+    processes = [Leases(take), Leases(take)]
+    admissions = [processes[number % 2].one(asked) for number in range(1_500)]
+    granted = [each for each in admissions if each is not None and each.taken]
+    assert len(granted) == 1_000
+    assert trips[0] < 250
+    assert all(0 <= each.remaining < 1_000 for each in granted)
+
+
+def test_a_small_bucket_is_asked_each_time(shared: Shared) -> None:
+    asked = buckets(40, 40)
+    processes = [Leases(shared.take) for _ in range(4)]
+    admissions = [processes[number % 4].one(asked) for number in range(60)]
+    assert sum(each is not None and each.taken > 0 for each in admissions) == 40
+
+
+def test_who_has_been_refused_is_refused_again_without_asking(shared: Shared) -> None:
+    asked = buckets(1, 1)
+    trips = [0]
+
+    def take(each: Any, wanted: Wanted) -> Any:
+        trips[0] += 1
+        return shared.take(each, wanted)
+
+    leases = Leases(take)
+    began = time.monotonic()
+    admissions = [leases.one(asked) for _ in range(100)]
+    assert sum(each is not None and each.taken > 0 for each in admissions) == 1
+    assert all(each is not None and each.wait_seconds > 0 for each in admissions[1:])
+    assert trips[0] <= 3 + (time.monotonic() - began) / limits.REFUSAL_SECONDS
 
 
 # --- Redis away ------------------------------------------------------------------------------------------------------
@@ -152,12 +192,12 @@ def test_a_redis_that_hangs_costs_one_short_wait_and_then_nothing() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:  # Takes connections, never answers.
         hanging = Shared(f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
         began = time.monotonic()
-        assert hanging.take(buckets(1, 1), 1, False) is None
+        assert hanging.take(buckets(1, 1)) is None
         first = time.monotonic() - began
         assert hanging.away
         began = time.monotonic()
         for _ in range(1_000):
-            assert hanging.take(buckets(1, 1), 1, False) is None
+            assert hanging.take(buckets(1, 1)) is None
         rest = time.monotonic() - began
         hanging.away = False  # Its thread stops looking.
     assert first >= limits.TIMEOUT_SECONDS
@@ -169,12 +209,12 @@ def test_the_breaker_closes_when_redis_is_back(monkeypatch: pytest.MonkeyPatch) 
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     away = Shared(f"redis://127.0.0.1:{port}/0")
-    assert away.take(buckets(1, 1), 1, False) is None
+    assert away.take(buckets(1, 1)) is None
     away._redis = redis.Redis.from_url(settings.REDIS_URL)
     deadline = time.monotonic() + 10
     while away.away:
         assert time.monotonic() < deadline, "the breaker stays open"
-    assert away.take(buckets(1, 1), 1, False) is not None
+    assert away.take(buckets(1, 1)) is not None
 
 
 def test_requests_go_on_without_redis_and_are_still_counted(
