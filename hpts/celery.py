@@ -21,6 +21,7 @@ BEAT_SCHEDULE: dict[str, dict[str, object]] = {
     "seal_journals": {"task": "ledger.seal_journals", "schedule": 5.0, "options": {"queue": SEALS, "expires": 10.0}},
     # Each tenant's night comes at its own midnight; the table of runs says which one is due.
     "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
+    "alerts": {"task": "reconciliation.mail_alerts", "schedule": 30.0, "options": {"expires": 30.0}},
     "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
 }
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 
+from django.conf import settings
+
 from hpts.celery import app
 from ledger.proof import tenants
-from reconciliation import runs
+from reconciliation import alerts, runs
 
 logger = logging.getLogger("hpts.reconciliation")
 
@@ -26,6 +28,18 @@ def look_around() -> None:
             runs.work_off(tenant_id)
         except Exception:
             logger.exception("reconciliation of tenant %s", tenant_id)
+
+
+@app.task(name="reconciliation.mail_alerts")
+def mail_alerts() -> None:
+    """Tell by mail of breaks that were opened. One tenant's failure is not another's."""
+    if not settings.ALERT_EMAILS:
+        return
+    for tenant_id in tenants():
+        try:
+            alerts.mail_alerts(tenant_id)
+        except Exception:
+            logger.exception("alerts of tenant %s", tenant_id)
 
 
 def announce(tenant_id: str) -> None:
