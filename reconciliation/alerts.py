@@ -1,7 +1,7 @@
 """Telling people of newly opened breaks by mail. What has to be told is written where breaks are opened (reconciling.py).
 
-An alert is taken for a while, mailed outside of any transaction, and then marked: who dies in between is given up, and the next one
-mails it again with the same Message-ID. Without addresses nothing is mailed, and nothing is lost for a week.
+An alert is taken for a while, mailed outside of any transaction, and then marked: who dies in between is given up, and the next
+one mails it again with the same Message-ID. Without addresses nothing is mailed, and nothing is lost for a week.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _take(cursor: CursorWrapper) -> _Alert | None:
         },
     )
     row = cursor.fetchone()
-    return None if row is None else _Alert(*row, _breaks(cursor, row[0]))
+    return None if row is None else _Alert(*(*row, _breaks(cursor, row[0])))
 
 
 def _breaks(cursor: CursorWrapper, alert_id: str) -> list[_Break]:

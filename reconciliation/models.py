@@ -154,8 +154,8 @@ class MatchedJournalLine(TenantOwned):
 
 
 class Alert(TenantOwned):
-    """Breaks that were opened together, to be told by mail; written in their transaction. `due_at` is when it may be tried (again),
-    or while somebody sends it, when that one is given up."""
+    """Breaks that were opened together, to be told by mail; written in their transaction. `due_at` is when it may be tried
+    (again), or while somebody sends it, when that one is given up."""
 
     id = models.UUIDField(primary_key=True)
     bank_account_ref = models.TextField()

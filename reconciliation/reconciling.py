@@ -332,7 +332,8 @@ def record_matches(
     for chunk in _chunks(heads):
         cursor.execute(
             """INSERT INTO bank_match (tenant_id, bank_account_ref, actor, id, rule, counted_on)
-               SELECT %s, %s, %s, * FROM unnest(%s::uuid[], %s::text[], %s::date[])""",
+               SELECT %s, %s, %s, * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::date[],
+                                                %s::date[], %s::text[], %s::uuid[], %s::int[], %s::uuid[], %s::smallint[])""",
             (tenant, account.ref, actor, *chunk),
         )
     return claimed
@@ -410,8 +411,8 @@ def open_breaks(cursor: CursorWrapper, account: BankAccount, rows: Sequence[tupl
         notify(cursor, BREAK_OPENED, _notices(account, zip(*chunk, strict=True)))
         cursor.execute(
             """INSERT INTO reconciliation_break
-                   (tenant_id, bank_account_ref, alert_id, id, kind, amount_minor, difference_minor, value_date, counted_on, reference,
-                    statement_id, number, entry_id, sequence)
+                   (tenant_id, bank_account_ref, alert_id, id, kind, amount_minor, difference_minor, value_date, counted_on,
+                    reference, statement_id, number, entry_id, sequence)
                SELECT %s, %s, %s, * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::date[], %s::date[],
                                                 %s::text[], %s::uuid[], %s::int[], %s::uuid[], %s::smallint[])""",
             (current_tenant(), account.ref, alert_id, *chunk),
