@@ -29,6 +29,7 @@ BEAT_SCHEDULE: dict[str, dict[str, object]] = {
     # Each tenant's night comes at its own midnight; the table of runs says which one is due.
     "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
     "proof": {"task": "reconciliation.prove_books", "schedule": 600.0},
+    "alerts": {"task": "reconciliation.mail_alerts", "schedule": 30.0, "options": {"expires": 30.0}},
     "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
 }
 

@@ -242,6 +242,18 @@ WEBHOOK_DENIED_HOSTS = frozenset(
 )
 WEBHOOK_DENIED_NETWORKS = tuple(ip_network(each) for each in env.list("HPTS_WEBHOOK_DENIED_NETWORKS", default=[]))
 
+# --- Alerts ----------------------------------------------------------------------------------------------------------
+# Who is told by mail of newly opened breaks; nobody when it is empty. HPTS_EMAIL_URL is the server, such as
+# smtp+tls://user:password@mail.example.com:587; without one mails are written to the log.
+ALERT_EMAILS = env.list("HPTS_ALERT_EMAILS", default=[])
+_email = env.email_url("HPTS_EMAIL_URL", default="consolemail://")
+EMAIL_BACKEND, EMAIL_FILE_PATH = _email["EMAIL_BACKEND"], _email["EMAIL_FILE_PATH"]
+EMAIL_HOST, EMAIL_PORT = _email["EMAIL_HOST"] or "localhost", _email["EMAIL_PORT"] or 25
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _email["EMAIL_HOST_USER"] or "", _email["EMAIL_HOST_PASSWORD"] or ""
+EMAIL_USE_TLS, EMAIL_USE_SSL = _email.get("EMAIL_USE_TLS", False), _email.get("EMAIL_USE_SSL", False)
+EMAIL_TIMEOUT = 20
+DEFAULT_FROM_EMAIL = env.str("HPTS_EMAIL_FROM", "hpts@localhost")
+
 # --- Limits ----------------------------------------------------------------------------------------------------------
 # Requests a second of a tenant and of each of its clients, where the tenant's own row says nothing else; 0 for the tenant:
 # no limits at all. A bucket holds what comes in so many seconds.

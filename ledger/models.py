@@ -535,3 +535,21 @@ class JournalSeal(TenantOwned):
                 name="journal_seal_signature",
             ),
         ]
+
+
+class Notice(TenantOwned):
+    """ "Tell the world that this happened", of what is no entry: written with the thing itself, and read by the bounded cursor.
+
+    `id` is the thing's own, so that nothing is told twice; `body` is the JSON that is sent.
+    """
+
+    pk = models.CompositePrimaryKey("tenant_id", "created_xid", "id")
+    created_xid = TransactionIdField(db_default=CurrentTransactionId())
+    id = models.UUIDField()
+    event_type = models.TextField()
+    body = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "notice"
+        constraints = [models.UniqueConstraint(fields=["tenant_id", "id"], name="notice_once")]

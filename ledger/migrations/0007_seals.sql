@@ -42,9 +42,7 @@ RETURN sha256(convert_to('{"entry_count":' || p_count || ',"merkle_root":"' || e
                          || ',"previous_hash":"' || encode(p_previous, 'hex') || '","tenant_id":"' || p_tenant || '"}', 'UTF8'));
 
 -- 3. A block follows the one before it and seals all that lies between ----------------------------------------------
-CREATE TRIGGER journal_seal_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON public.journal_seal
-    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
-ALTER TABLE public.journal_seal ENABLE ALWAYS TRIGGER journal_seal_append_only;
+CALL public.append_only('journal_seal');
 
 CREATE FUNCTION public.journal_seal_wall() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
@@ -83,11 +81,7 @@ CREATE TRIGGER journal_seal_wall BEFORE INSERT ON public.journal_seal
 ALTER TABLE public.journal_seal ENABLE ALWAYS TRIGGER journal_seal_wall;
 
 -- 4. A tenant sees and touches only its own --------------------------------------------------------------------------
-ALTER TABLE public.journal_seal ENABLE ROW LEVEL SECURITY;
-ALTER TABLE public.journal_seal FORCE ROW LEVEL SECURITY;
-CREATE POLICY journal_seal_tenant ON public.journal_seal
-    USING (tenant_id = NULLIF(current_setting('hpts.tenant_id', true), '')::uuid)
-    WITH CHECK (tenant_id = NULLIF(current_setting('hpts.tenant_id', true), '')::uuid);
+CALL public.walled_by_tenant('journal_seal');
 
 GRANT SELECT ON public.journal_seal TO hpts_app, hpts_readonly;
 GRANT INSERT ON public.journal_seal TO hpts_app;
