@@ -39,10 +39,10 @@ CREATE TYPE public.interest_term AS (
 
 
 --
--- Name: account_balances(text, text, date, text); Type: FUNCTION; Schema: public; Owner: -
+-- Name: account_balances(uuid, text, text, date, text); Type: FUNCTION; Schema: public; Owner: -
 --
 
-CREATE FUNCTION public.account_balances(p_currency text, p_layer text, p_as_of date, p_code text) RETURNS TABLE(account_code text, dr_minor numeric, cr_minor numeric)
+CREATE FUNCTION public.account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text) RETURNS TABLE(account_code text, dr_minor numeric, cr_minor numeric)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -50,7 +50,6 @@ CREATE FUNCTION public.account_balances(p_currency text, p_layer text, p_as_of d
     SET jit TO 'off'
     AS $$
 DECLARE
-    v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
     v_year date := date_trunc('year', p_as_of::timestamp);
     v_month date := date_trunc('month', p_as_of::timestamp);
     v_rolled boolean;
@@ -59,7 +58,7 @@ DECLARE
 BEGIN
     SELECT r.created_xid, r.entry_id INTO v_xid, v_entry
     FROM public.account_rollup r
-    WHERE r.tenant_id = v_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
+    WHERE r.tenant_id = p_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
     v_rolled := FOUND;
     IF NOT v_rolled THEN
         -- As values and not in the condition: there, coalesce() would keep the index from beginning at the point.
@@ -75,28 +74,28 @@ BEGIN
             AS p (span, first, before)
         CROSS JOIN LATERAL (
             SELECT x.dr_minor, x.cr_minor FROM public.account_sum x
-            WHERE x.tenant_id = v_tenant AND x.span = p.span AND x.currency = p_currency AND x.layer = p_layer
+            WHERE x.tenant_id = p_tenant AND x.span = p.span AND x.currency = p_currency AND x.layer = p_layer
               AND x.account_code = a.code AND x.starts_on >= p.first AND x.starts_on < p.before OFFSET 0) s
-        WHERE a.tenant_id = v_tenant AND (p_code IS NULL OR a.code = p_code) AND v_rolled
+        WHERE a.tenant_id = p_tenant AND (p_code IS NULL OR a.code = p_code) AND v_rolled
         UNION ALL
         SELECT l.account_code, CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE 0 END,
                CASE l.direction WHEN 'CR' THEN l.amount_minor ELSE 0 END
         FROM public.outbox_message o
         CROSS JOIN LATERAL (
             SELECT j.account_code, j.direction, j.amount_minor FROM public.journal_line j
-            WHERE j.tenant_id = v_tenant AND j.entry_id = o.entry_id AND j.currency = p_currency AND j.layer = p_layer
+            WHERE j.tenant_id = p_tenant AND j.entry_id = o.entry_id AND j.currency = p_currency AND j.layer = p_layer
               AND j.effective_at <= p_as_of AND (p_code IS NULL OR j.account_code = p_code) OFFSET 0) l
-        WHERE o.tenant_id = v_tenant
+        WHERE o.tenant_id = p_tenant
           AND (o.created_xid, o.entry_id) > (v_xid, v_entry)) m
     GROUP BY m.code;
 END $$;
 
 
 --
--- Name: account_books(); Type: FUNCTION; Schema: public; Owner: -
+-- Name: account_books(uuid); Type: FUNCTION; Schema: public; Owner: -
 --
 
-CREATE FUNCTION public.account_books() RETURNS TABLE(currency text, layer text)
+CREATE FUNCTION public.account_books(p_tenant uuid) RETURNS TABLE(currency text, layer text)
     LANGUAGE plpgsql STABLE
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan'
@@ -104,14 +103,13 @@ CREATE FUNCTION public.account_books() RETURNS TABLE(currency text, layer text)
     SET jit TO 'off'
     AS $$
 DECLARE
-    v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
     v_rolled boolean;
     v_xid xid8;
     v_entry uuid;
 BEGIN
     SELECT r.created_xid, r.entry_id INTO v_xid, v_entry
     FROM public.account_rollup r
-    WHERE r.tenant_id = v_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
+    WHERE r.tenant_id = p_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
     v_rolled := FOUND;
     IF NOT v_rolled THEN
         -- As values and not in the condition: there, coalesce() would keep the index from beginning at the point.
@@ -120,13 +118,13 @@ BEGIN
     END IF;
     RETURN QUERY
     SELECT s.currency, s.layer FROM public.account_sum s
-    WHERE s.tenant_id = v_tenant AND s.span = 'year' AND v_rolled
+    WHERE s.tenant_id = p_tenant AND s.span = 'year' AND v_rolled
     UNION
     SELECT l.currency, l.layer
     FROM public.outbox_message o
     CROSS JOIN LATERAL (SELECT j.currency, j.layer FROM public.journal_line j
-                        WHERE j.tenant_id = v_tenant AND j.entry_id = o.entry_id OFFSET 0) l
-    WHERE o.tenant_id = v_tenant
+                        WHERE j.tenant_id = p_tenant AND j.entry_id = o.entry_id OFFSET 0) l
+    WHERE o.tenant_id = p_tenant
       AND (o.created_xid, o.entry_id) > (v_xid, v_entry);
 END $$;
 
@@ -1726,16 +1724,12 @@ BEGIN
         to_relay := false;
         SELECT e.created_xid, e.entry_id INTO v_xid, v_entry
         FROM public.webhook_event e WHERE e.tenant_id = webhook_work.tenant_id ORDER BY e.sequence DESC LIMIT 1;
-        IF NOT FOUND THEN
-            -- As values and not in the condition: there, coalesce() would keep the index from beginning at the cursor.
-            v_xid := '0';
-            v_entry := '00000000-0000-0000-0000-000000000000';
-        END IF;
         SELECT o.created_xid < v_horizon,
                (SELECT j.posted_at FROM public.journal_entry j WHERE j.tenant_id = o.tenant_id AND j.id = o.entry_id)
         INTO to_relay, waiting_since
         FROM public.outbox_message o
-        WHERE o.tenant_id = webhook_work.tenant_id AND (o.created_xid, o.entry_id) > (v_xid, v_entry)
+        WHERE o.tenant_id = webhook_work.tenant_id
+          AND (o.created_xid, o.entry_id) > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
         ORDER BY o.created_xid, o.entry_id LIMIT 1;
         SELECT n.created_xid, n.notice_id INTO v_xid, v_entry
         FROM public.webhook_notice n WHERE n.tenant_id = webhook_work.tenant_id ORDER BY n.created_xid DESC, n.notice_id DESC LIMIT 1;
@@ -3046,6 +3040,20 @@ ALTER TABLE ONLY public.webhook_event FORCE ROW LEVEL SECURITY;
 
 
 --
+-- Name: webhook_notice; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.webhook_notice (
+    tenant_id uuid NOT NULL,
+    created_xid xid8 NOT NULL,
+    notice_id uuid NOT NULL,
+    relayed_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL
+);
+
+ALTER TABLE ONLY public.webhook_notice FORCE ROW LEVEL SECURITY;
+
+
+--
 -- Name: account_rollup account_rollup_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -3059,17 +3067,6 @@ ALTER TABLE ONLY public.account_rollup
 
 ALTER TABLE ONLY public.account_sum
     ADD CONSTRAINT account_sum_pkey PRIMARY KEY (tenant_id, span, currency, layer, account_code, starts_on);
--- Name: webhook_notice; Type: TABLE; Schema: public; Owner: -
---
-
-CREATE TABLE public.webhook_notice (
-    tenant_id uuid NOT NULL,
-    created_xid xid8 NOT NULL,
-    notice_id uuid NOT NULL,
-    relayed_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL
-);
-
-ALTER TABLE ONLY public.webhook_notice FORCE ROW LEVEL SECURITY;
 
 
 --
@@ -4723,6 +4720,15 @@ ALTER TABLE public.webhook_event ENABLE ALWAYS TRIGGER webhook_event_wall;
 
 
 --
+-- Name: webhook_notice webhook_notice_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_notice_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.webhook_notice FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.webhook_notice ENABLE ALWAYS TRIGGER webhook_notice_append_only;
+
+
+--
 -- Name: account_rollup account_rollup_entry; Type: FK CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -4736,12 +4742,6 @@ ALTER TABLE ONLY public.account_rollup
 
 ALTER TABLE ONLY public.account_sum
     ADD CONSTRAINT account_sum_account FOREIGN KEY (tenant_id, account_code) REFERENCES public.gl_account(tenant_id, code);
--- Name: webhook_notice webhook_notice_append_only; Type: TRIGGER; Schema: public; Owner: -
---
-
-CREATE TRIGGER webhook_notice_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.webhook_notice FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
-
-ALTER TABLE public.webhook_notice ENABLE ALWAYS TRIGGER webhook_notice_append_only;
 
 
 --
@@ -5265,6 +5265,14 @@ ALTER TABLE ONLY public.webhook_event
 
 
 --
+-- Name: webhook_notice webhook_notice_notice; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_notice
+    ADD CONSTRAINT webhook_notice_notice FOREIGN KEY (tenant_id, created_xid, notice_id) REFERENCES public.notice(tenant_id, created_xid, id);
+
+
+--
 -- Name: account_rollup; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -5288,11 +5296,6 @@ ALTER TABLE public.account_sum ENABLE ROW LEVEL SECURITY;
 --
 
 CREATE POLICY account_sum_tenant ON public.account_sum USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
--- Name: webhook_notice webhook_notice_notice; Type: FK CONSTRAINT; Schema: public; Owner: -
---
-
-ALTER TABLE ONLY public.webhook_notice
-    ADD CONSTRAINT webhook_notice_notice FOREIGN KEY (tenant_id, created_xid, notice_id) REFERENCES public.notice(tenant_id, created_xid, id);
 
 
 --
@@ -5780,21 +5783,21 @@ GRANT USAGE ON SCHEMA public TO hpts_readonly;
 
 
 --
--- Name: FUNCTION account_balances(p_currency text, p_layer text, p_as_of date, p_code text); Type: ACL; Schema: public; Owner: -
+-- Name: FUNCTION account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text); Type: ACL; Schema: public; Owner: -
 --
 
-REVOKE ALL ON FUNCTION public.account_balances(p_currency text, p_layer text, p_as_of date, p_code text) FROM PUBLIC;
-GRANT ALL ON FUNCTION public.account_balances(p_currency text, p_layer text, p_as_of date, p_code text) TO hpts_app;
-GRANT ALL ON FUNCTION public.account_balances(p_currency text, p_layer text, p_as_of date, p_code text) TO hpts_readonly;
+REVOKE ALL ON FUNCTION public.account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text) TO hpts_app;
+GRANT ALL ON FUNCTION public.account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text) TO hpts_readonly;
 
 
 --
--- Name: FUNCTION account_books(); Type: ACL; Schema: public; Owner: -
+-- Name: FUNCTION account_books(p_tenant uuid); Type: ACL; Schema: public; Owner: -
 --
 
-REVOKE ALL ON FUNCTION public.account_books() FROM PUBLIC;
-GRANT ALL ON FUNCTION public.account_books() TO hpts_app;
-GRANT ALL ON FUNCTION public.account_books() TO hpts_readonly;
+REVOKE ALL ON FUNCTION public.account_books(p_tenant uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.account_books(p_tenant uuid) TO hpts_app;
+GRANT ALL ON FUNCTION public.account_books(p_tenant uuid) TO hpts_readonly;
 
 
 --
