@@ -961,7 +961,7 @@ _BLOCKS = """
 """
 
 
-def sealed_history_holds(cursor: CursorWrapper, scope: Scope) -> list[Breach]:
+def sealed_history_holds(cursor: CursorWrapper, scope: Scope = EVERYTHING) -> list[Breach]:
     """Every block follows the one before it, its hash and signature are its own, and its entries are, byte for byte and in order,
     those that were sealed. (That the last blocks are still there, only a head that was kept elsewhere can say.)
 

@@ -13,7 +13,7 @@ from rich.table import Table
 from hpts.tenancy import tenant_transaction
 from ledger import queries, seals
 from ledger.management.terminal import bar, drawn, known_tenant
-from reconciliation.checks import EVERYTHING, Breach, heads_are_kept, sealed_history_holds
+from reconciliation.checks import Breach, heads_are_kept, sealed_history_holds
 
 # The sealer comes by every five seconds; an entry that has waited for so long says that none does, or that it cannot.
 LATE_SECONDS = 60.0
@@ -82,7 +82,7 @@ class Command(BaseCommand):
         for tenant_id in bar(asked, "Verifying", total=len(asked), shown=not as_json):
             with tenant_transaction(tenant_id, using="readonly") as cursor:
                 cursor.execute("SET LOCAL statement_timeout = 0")
-                found[tenant_id] = heads_are_kept(cursor, kept) + sealed_history_holds(cursor, EVERYTHING)
+                found[tenant_id] = heads_are_kept(cursor, kept) + sealed_history_holds(cursor)
         if as_json:
             rows = {tenant: [{"row": b.row, "problem": b.problem} for b in found[tenant]] for tenant in asked}
             self.stdout.write(json.dumps({"ok": not any(found.values()), "breaches": rows}))
