@@ -13,7 +13,7 @@ WORKERS ?= 2
 T ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run services test test-long check lint drift bench bench-accrual bench-webhooks schema openapi rules requirements clean
+.PHONY: help install run services test test-long check lint drift bench bench-accrual bench-proof bench-webhooks schema openapi rules requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
@@ -58,6 +58,9 @@ bench: install ## measure; the figures go to benchmarks/RESULTS.md
 
 bench-accrual: install ## measure accrual runs; ARGUMENTS='--loans 1000000'; the figures go to benchmarks/RESULTS-accrual.md
 	@$(VENV) -m benchmarks.accrual $(ARGUMENTS)
+
+bench-proof: install ## measure account balances, roll-up and proofs; ARGUMENTS='--lines 200000 --seconds 4' for a smaller book
+	@$(TEMPORARY) -m benchmarks.proof $(ARGUMENTS)
 
 bench-webhooks: install ## measure webhooks; the figures go to benchmarks/RESULTS-webhooks.md
 	@$(VENV) -m benchmarks.webhooks

@@ -39,6 +39,152 @@ CREATE TYPE public.interest_term AS (
 
 
 --
+-- Name: account_balances(uuid, text, text, date, text); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text) RETURNS TABLE(account_code text, dr_minor numeric, cr_minor numeric)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    v_year date := date_trunc('year', p_as_of::timestamp);
+    v_month date := date_trunc('month', p_as_of::timestamp);
+    v_rolled boolean;
+    v_xid xid8;
+    v_entry uuid;
+BEGIN
+    SELECT r.created_xid, r.entry_id INTO v_xid, v_entry
+    FROM public.account_rollup r
+    WHERE r.tenant_id = p_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
+    v_rolled := FOUND;
+    IF NOT v_rolled THEN
+        -- As values and not in the condition: there, coalesce() would keep the index from beginning at the point.
+        v_xid := '0';
+        v_entry := '00000000-0000-0000-0000-000000000000';
+    END IF;
+    RETURN QUERY
+    SELECT m.code, sum(m.dr), sum(m.cr)
+    FROM (
+        SELECT a.code, s.dr_minor AS dr, s.cr_minor AS cr
+        FROM public.gl_account a
+        CROSS JOIN (VALUES ('year', '-infinity'::date, v_year), ('month', v_year, v_month), ('day', v_month, p_as_of + 1))
+            AS p (span, first, before)
+        CROSS JOIN LATERAL (
+            SELECT x.dr_minor, x.cr_minor FROM public.account_sum x
+            WHERE x.tenant_id = p_tenant AND x.span = p.span AND x.currency = p_currency AND x.layer = p_layer
+              AND x.account_code = a.code AND x.starts_on >= p.first AND x.starts_on < p.before OFFSET 0) s
+        WHERE a.tenant_id = p_tenant AND (p_code IS NULL OR a.code = p_code) AND v_rolled
+        UNION ALL
+        SELECT l.account_code, CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE 0 END,
+               CASE l.direction WHEN 'CR' THEN l.amount_minor ELSE 0 END
+        FROM public.outbox_message o
+        CROSS JOIN LATERAL (
+            SELECT j.account_code, j.direction, j.amount_minor FROM public.journal_line j
+            WHERE j.tenant_id = p_tenant AND j.entry_id = o.entry_id AND j.currency = p_currency AND j.layer = p_layer
+              AND j.effective_at <= p_as_of AND (p_code IS NULL OR j.account_code = p_code) OFFSET 0) l
+        WHERE o.tenant_id = p_tenant
+          AND (o.created_xid, o.entry_id) > (v_xid, v_entry)) m
+    GROUP BY m.code;
+END $$;
+
+
+--
+-- Name: account_books(uuid); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.account_books(p_tenant uuid) RETURNS TABLE(currency text, layer text)
+    LANGUAGE plpgsql STABLE
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    v_rolled boolean;
+    v_xid xid8;
+    v_entry uuid;
+BEGIN
+    SELECT r.created_xid, r.entry_id INTO v_xid, v_entry
+    FROM public.account_rollup r
+    WHERE r.tenant_id = p_tenant AND r.created_xid < pg_snapshot_xmax(pg_current_snapshot());
+    v_rolled := FOUND;
+    IF NOT v_rolled THEN
+        -- As values and not in the condition: there, coalesce() would keep the index from beginning at the point.
+        v_xid := '0';
+        v_entry := '00000000-0000-0000-0000-000000000000';
+    END IF;
+    RETURN QUERY
+    SELECT s.currency, s.layer FROM public.account_sum s
+    WHERE s.tenant_id = p_tenant AND s.span = 'year' AND v_rolled
+    UNION
+    SELECT l.currency, l.layer
+    FROM public.outbox_message o
+    CROSS JOIN LATERAL (SELECT j.currency, j.layer FROM public.journal_line j
+                        WHERE j.tenant_id = p_tenant AND j.entry_id = o.entry_id OFFSET 0) l
+    WHERE o.tenant_id = p_tenant
+      AND (o.created_xid, o.entry_id) > (v_xid, v_entry);
+END $$;
+
+
+--
+-- Name: account_rollup_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.account_rollup_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.created_xid >= pg_snapshot_xmin(pg_current_snapshot()) THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP013', CONSTRAINT = 'account_rollup_bounded',
+            MESSAGE = format('a transaction before %s may still be running', NEW.created_xid);
+    END IF;
+    IF TG_OP = 'UPDATE' THEN
+        IF (NEW.created_xid, NEW.entry_id) <= (OLD.created_xid, OLD.entry_id) THEN
+            RAISE EXCEPTION USING ERRCODE = 'HP013', CONSTRAINT = 'account_rollup_forward',
+                MESSAGE = 'the sums of accounts move forward';
+        END IF;
+    END IF;
+    RETURN NEW;
+END $$;
+
+
+--
+-- Name: accounts_to_roll_up(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.accounts_to_roll_up() RETURNS SETOF uuid
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
+    AS $$
+DECLARE
+    v_horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    v_tenant uuid;
+    v_xid xid8;
+    v_entry uuid;
+BEGIN
+    FOR v_tenant IN SELECT public.tenant_ids() LOOP
+        PERFORM set_config('hpts.tenant_id', v_tenant::text, true);
+        SELECT r.created_xid, r.entry_id INTO v_xid, v_entry FROM public.account_rollup r WHERE r.tenant_id = v_tenant;
+        IF NOT FOUND THEN
+            v_xid := '0';
+            v_entry := '00000000-0000-0000-0000-000000000000';
+        END IF;
+        IF (SELECT o.created_xid < v_horizon FROM public.outbox_message o
+            WHERE o.tenant_id = v_tenant
+              AND (o.created_xid, o.entry_id) > (v_xid, v_entry)
+            ORDER BY o.created_xid, o.entry_id LIMIT 1) THEN
+            RETURN NEXT v_tenant;
+        END IF;
+    END LOOP;
+    PERFORM set_config('hpts.tenant_id', '', true);
+END $$;
+
+
+--
 -- Name: accrual_pauses(uuid, uuid, uuid, date); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -1240,6 +1386,72 @@ END $$;
 
 
 --
+-- Name: roll_up_accounts(integer, bigint); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.roll_up_accounts(p_entries integer, p_lines bigint) RETURNS integer
+    LANGUAGE plpgsql SECURITY DEFINER
+    SET search_path TO 'pg_catalog', 'pg_temp'
+    SET plan_cache_mode TO 'force_custom_plan'
+    SET jit TO 'off'
+    AS $$
+DECLARE
+    v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
+    v_xid xid8;
+    v_entry uuid;
+    v_entries uuid[];
+BEGIN
+    IF NOT pg_try_advisory_xact_lock(hashtextextended(v_tenant::text || ' roll-up', 0)) THEN
+        RETURN NULL;
+    END IF;
+    SELECT r.created_xid, r.entry_id INTO v_xid, v_entry FROM public.account_rollup r WHERE r.tenant_id = v_tenant;
+    IF v_xid >= pg_snapshot_xmax(pg_current_snapshot()) THEN
+        -- The rows came out of another cluster, whose transactions were numbered higher than this one's are now.
+        RAISE EXCEPTION USING ERRCODE = 'HP013', CONSTRAINT = 'account_rollup_of_this_cluster',
+            MESSAGE = 'the sums of accounts end at a transaction id that this database cluster has not reached';
+    END IF;
+    SELECT array_agg(p.entry_id ORDER BY p.created_xid, p.entry_id),
+           (array_agg(p.created_xid ORDER BY p.created_xid DESC, p.entry_id DESC))[1]
+    INTO v_entries, v_xid
+    FROM (
+        SELECT o.created_xid, o.entry_id,
+               coalesce(sum(e.line_count) OVER (ORDER BY o.created_xid, o.entry_id ROWS UNBOUNDED PRECEDING EXCLUDE CURRENT ROW), 0)
+                   AS lines_before
+        FROM (SELECT m.created_xid, m.entry_id FROM public.outbox_message m
+              WHERE m.tenant_id = v_tenant
+                AND (m.created_xid, m.entry_id)
+                    > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
+                AND m.created_xid < pg_snapshot_xmin(pg_current_snapshot())
+              ORDER BY m.created_xid, m.entry_id LIMIT p_entries) o
+        LEFT JOIN LATERAL (SELECT j.line_count FROM public.journal_entry j
+                           WHERE j.tenant_id = v_tenant AND j.id = o.entry_id OFFSET 0) e ON true) p
+    WHERE p.lines_before < p_lines;
+    IF v_entries IS NULL THEN
+        RETURN 0;
+    END IF;
+    INSERT INTO public.account_sum AS s (tenant_id, span, currency, layer, account_code, starts_on, dr_minor, cr_minor)
+    SELECT v_tenant, p.span, d.currency, d.layer, d.account_code, date_trunc(p.span, d.effective_at::timestamp)::date,
+           sum(d.dr_minor), sum(d.cr_minor)
+    FROM (SELECT l.account_code, l.currency, l.layer, l.effective_at,
+                 coalesce(sum(l.amount_minor) FILTER (WHERE l.direction = 'DR'), 0) AS dr_minor,
+                 coalesce(sum(l.amount_minor) FILTER (WHERE l.direction = 'CR'), 0) AS cr_minor
+          FROM unnest(v_entries) AS e (id)
+          CROSS JOIN LATERAL (SELECT j.account_code, j.currency, j.layer, j.effective_at, j.direction, j.amount_minor
+                              FROM public.journal_line j WHERE j.tenant_id = v_tenant AND j.entry_id = e.id OFFSET 0) l
+          GROUP BY 1, 2, 3, 4) d
+    CROSS JOIN (VALUES ('day'), ('month'), ('year')) AS p (span)
+    GROUP BY 2, 3, 4, 5, 6
+    ON CONFLICT (tenant_id, span, currency, layer, account_code, starts_on)
+    DO UPDATE SET dr_minor = s.dr_minor + excluded.dr_minor, cr_minor = s.cr_minor + excluded.cr_minor;
+    INSERT INTO public.account_rollup AS r (tenant_id, created_xid, entry_id, rolled_up_at)
+    VALUES (v_tenant, v_xid, v_entries[cardinality(v_entries)], clock_timestamp())
+    ON CONFLICT (tenant_id) DO UPDATE SET created_xid = excluded.created_xid, entry_id = excluded.entry_id,
+                                          rolled_up_at = excluded.rolled_up_at;
+    RETURN cardinality(v_entries);
+END $$;
+
+
+--
 -- Name: tenant_ids(); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -1355,12 +1567,16 @@ BEGIN
         to_relay := false;
         SELECT e.created_xid, e.entry_id INTO v_xid, v_entry
         FROM public.webhook_event e WHERE e.tenant_id = webhook_work.tenant_id ORDER BY e.sequence DESC LIMIT 1;
+        IF NOT FOUND THEN
+            -- As values and not in the condition: there, coalesce() would keep the index from beginning at the cursor.
+            v_xid := '0';
+            v_entry := '00000000-0000-0000-0000-000000000000';
+        END IF;
         SELECT o.created_xid < v_horizon,
                (SELECT j.posted_at FROM public.journal_entry j WHERE j.tenant_id = o.tenant_id AND j.id = o.entry_id)
         INTO to_relay, waiting_since
         FROM public.outbox_message o
-        WHERE o.tenant_id = webhook_work.tenant_id
-          AND (o.created_xid, o.entry_id) > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
+        WHERE o.tenant_id = webhook_work.tenant_id AND (o.created_xid, o.entry_id) > (v_xid, v_entry)
         ORDER BY o.created_xid, o.entry_id LIMIT 1;
         to_relay := coalesce(to_relay, false);
         to_deliver := EXISTS (
@@ -1390,6 +1606,42 @@ CREATE FUNCTION public.year_fraction(convention text, start date, stop date) RET
 SET default_tablespace = '';
 
 SET default_table_access_method = heap;
+
+--
+-- Name: account_rollup; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.account_rollup (
+    tenant_id uuid NOT NULL,
+    created_xid xid8 NOT NULL,
+    entry_id uuid NOT NULL,
+    rolled_up_at timestamp with time zone NOT NULL
+)
+WITH (fillfactor='50');
+
+ALTER TABLE ONLY public.account_rollup FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: account_sum; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.account_sum (
+    tenant_id uuid NOT NULL,
+    span text NOT NULL,
+    currency text NOT NULL,
+    layer text NOT NULL,
+    account_code text NOT NULL,
+    starts_on date NOT NULL,
+    dr_minor numeric(40,0) NOT NULL,
+    cr_minor numeric(40,0) NOT NULL,
+    CONSTRAINT account_sum_is_gross CHECK (((cr_minor >= (0)::numeric) AND (dr_minor >= (0)::numeric))),
+    CONSTRAINT account_sum_span CHECK ((span = ANY (ARRAY['day'::text, 'month'::text, 'year'::text])))
+)
+WITH (fillfactor='70');
+
+ALTER TABLE ONLY public.account_sum FORCE ROW LEVEL SECURITY;
+
 
 --
 -- Name: accrual_chunk; Type: TABLE; Schema: public; Owner: -
@@ -2356,6 +2608,30 @@ ALTER TABLE ONLY public.reconciliation_break FORCE ROW LEVEL SECURITY;
 
 
 --
+-- Name: reconciliation_proof; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.reconciliation_proof (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    is_full boolean NOT NULL,
+    through_xid xid8,
+    through_entry_id uuid,
+    entry_count bigint NOT NULL,
+    line_count bigint NOT NULL,
+    breach_count integer NOT NULL,
+    breaches jsonb NOT NULL,
+    mismatched_account_count integer NOT NULL,
+    actor text NOT NULL,
+    started_at timestamp with time zone NOT NULL,
+    finished_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    CONSTRAINT reconciliation_proof_point CHECK ((((through_entry_id IS NULL) AND (through_xid IS NULL)) OR ((through_entry_id IS NOT NULL) AND (through_xid IS NOT NULL))))
+);
+
+ALTER TABLE ONLY public.reconciliation_proof FORCE ROW LEVEL SECURITY;
+
+
+--
 -- Name: reconciliation_resolution; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -2489,6 +2765,22 @@ CREATE TABLE public.webhook_event (
 );
 
 ALTER TABLE ONLY public.webhook_event FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: account_rollup account_rollup_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.account_rollup
+    ADD CONSTRAINT account_rollup_pkey PRIMARY KEY (tenant_id);
+
+
+--
+-- Name: account_sum account_sum_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.account_sum
+    ADD CONSTRAINT account_sum_pkey PRIMARY KEY (tenant_id, span, currency, layer, account_code, starts_on);
 
 
 --
@@ -2964,6 +3256,14 @@ ALTER TABLE ONLY public.reconciliation_break
 
 
 --
+-- Name: reconciliation_proof reconciliation_proof_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_proof
+    ADD CONSTRAINT reconciliation_proof_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
 -- Name: reconciliation_resolution reconciliation_resolution_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -3196,6 +3496,13 @@ CREATE INDEX hpts_apiclient_user_id_a52c38be ON public.hpts_apiclient USING btre
 
 
 --
+-- Name: idempotency_key_by_time; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX idempotency_key_by_time ON public.idempotency_key USING brin (tenant_id, created_at);
+
+
+--
 -- Name: journal_entry_of_suspense; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -3364,6 +3671,13 @@ CREATE INDEX reconciliation_break_listed ON public.reconciliation_break USING bt
 
 
 --
+-- Name: reconciliation_proof_latest; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_proof_latest ON public.reconciliation_proof USING btree (tenant_id, finished_at DESC);
+
+
+--
 -- Name: reconciliation_run_listed; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -3410,6 +3724,51 @@ CREATE INDEX webhook_delivery_undelivered ON public.webhook_delivery USING btree
 --
 
 CREATE INDEX webhook_event_by_time ON public.webhook_event USING btree (tenant_id, occurred_at);
+
+
+--
+-- Name: account_rollup account_rollup_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER account_rollup_identity BEFORE UPDATE OF tenant_id ON public.account_rollup FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.account_rollup ENABLE ALWAYS TRIGGER account_rollup_identity;
+
+
+--
+-- Name: account_rollup account_rollup_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER account_rollup_never_goes BEFORE DELETE OR TRUNCATE ON public.account_rollup FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.account_rollup ENABLE ALWAYS TRIGGER account_rollup_never_goes;
+
+
+--
+-- Name: account_rollup account_rollup_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER account_rollup_wall BEFORE INSERT OR UPDATE ON public.account_rollup FOR EACH ROW EXECUTE FUNCTION public.account_rollup_wall();
+
+ALTER TABLE public.account_rollup ENABLE ALWAYS TRIGGER account_rollup_wall;
+
+
+--
+-- Name: account_sum account_sum_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER account_sum_identity BEFORE UPDATE OF tenant_id, span, currency, layer, account_code, starts_on ON public.account_sum FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.account_sum ENABLE ALWAYS TRIGGER account_sum_identity;
+
+
+--
+-- Name: account_sum account_sum_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER account_sum_never_goes BEFORE DELETE OR TRUNCATE ON public.account_sum FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.account_sum ENABLE ALWAYS TRIGGER account_sum_never_goes;
 
 
 --
@@ -3755,6 +4114,15 @@ ALTER TABLE public.reconciliation_break ENABLE ALWAYS TRIGGER reconciliation_bre
 
 
 --
+-- Name: reconciliation_proof reconciliation_proof_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_proof_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.reconciliation_proof FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_proof ENABLE ALWAYS TRIGGER reconciliation_proof_append_only;
+
+
+--
 -- Name: reconciliation_resolution reconciliation_resolution_append_only; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -3860,6 +4228,22 @@ ALTER TABLE public.webhook_event ENABLE ALWAYS TRIGGER webhook_event_append_only
 CREATE TRIGGER webhook_event_wall BEFORE INSERT ON public.webhook_event FOR EACH ROW EXECUTE FUNCTION public.webhook_event_wall();
 
 ALTER TABLE public.webhook_event ENABLE ALWAYS TRIGGER webhook_event_wall;
+
+
+--
+-- Name: account_rollup account_rollup_entry; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.account_rollup
+    ADD CONSTRAINT account_rollup_entry FOREIGN KEY (tenant_id, created_xid, entry_id) REFERENCES public.outbox_message(tenant_id, created_xid, entry_id);
+
+
+--
+-- Name: account_sum account_sum_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.account_sum
+    ADD CONSTRAINT account_sum_account FOREIGN KEY (tenant_id, account_code) REFERENCES public.gl_account(tenant_id, code);
 
 
 --
@@ -4311,6 +4695,32 @@ ALTER TABLE ONLY public.webhook_event
 
 
 --
+-- Name: account_rollup; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.account_rollup ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: account_rollup account_rollup_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY account_rollup_tenant ON public.account_rollup USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: account_sum; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.account_sum ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: account_sum account_sum_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY account_sum_tenant ON public.account_sum USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: accrual_chunk; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -4623,6 +5033,19 @@ CREATE POLICY reconciliation_break_tenant ON public.reconciliation_break USING (
 
 
 --
+-- Name: reconciliation_proof; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.reconciliation_proof ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: reconciliation_proof reconciliation_proof_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY reconciliation_proof_tenant ON public.reconciliation_proof USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: reconciliation_resolution; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -4717,6 +5140,33 @@ GRANT USAGE ON SCHEMA public TO hpts_readonly;
 
 
 --
+-- Name: FUNCTION account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text) TO hpts_app;
+GRANT ALL ON FUNCTION public.account_balances(p_tenant uuid, p_currency text, p_layer text, p_as_of date, p_code text) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION account_books(p_tenant uuid); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.account_books(p_tenant uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.account_books(p_tenant uuid) TO hpts_app;
+GRANT ALL ON FUNCTION public.account_books(p_tenant uuid) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION accounts_to_roll_up(); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.accounts_to_roll_up() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.accounts_to_roll_up() TO hpts_app;
+GRANT ALL ON FUNCTION public.accounts_to_roll_up() TO hpts_readonly;
+
+
+--
 -- Name: FUNCTION accrual_pauses(p_tenant uuid, p_first uuid, p_last uuid, p_redo date); Type: ACL; Schema: public; Owner: -
 --
 
@@ -4798,6 +5248,14 @@ GRANT ALL ON FUNCTION public.record_posting(p_entries text, p_key text, p_finger
 
 
 --
+-- Name: FUNCTION roll_up_accounts(p_entries integer, p_lines bigint); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.roll_up_accounts(p_entries integer, p_lines bigint) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.roll_up_accounts(p_entries integer, p_lines bigint) TO hpts_app;
+
+
+--
 -- Name: FUNCTION tenant_ids(); Type: ACL; Schema: public; Owner: -
 --
 
@@ -4828,6 +5286,22 @@ GRANT ALL ON FUNCTION public.webhook_delivery_id() TO hpts_app;
 REVOKE ALL ON FUNCTION public.webhook_work(p_now timestamp with time zone) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.webhook_work(p_now timestamp with time zone) TO hpts_app;
 GRANT ALL ON FUNCTION public.webhook_work(p_now timestamp with time zone) TO hpts_readonly;
+
+
+--
+-- Name: TABLE account_rollup; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT ON TABLE public.account_rollup TO hpts_app;
+GRANT SELECT ON TABLE public.account_rollup TO hpts_readonly;
+
+
+--
+-- Name: TABLE account_sum; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT ON TABLE public.account_sum TO hpts_app;
+GRANT SELECT ON TABLE public.account_sum TO hpts_readonly;
 
 
 --
@@ -5251,6 +5725,14 @@ GRANT SELECT ON TABLE public.program_terms TO hpts_readonly;
 
 GRANT SELECT,INSERT ON TABLE public.reconciliation_break TO hpts_app;
 GRANT SELECT ON TABLE public.reconciliation_break TO hpts_readonly;
+
+
+--
+-- Name: TABLE reconciliation_proof; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.reconciliation_proof TO hpts_app;
+GRANT SELECT ON TABLE public.reconciliation_proof TO hpts_readonly;
 
 
 --
