@@ -15,7 +15,7 @@ NAME ?= acme
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install run services partner-certs partner-host test test-long check lint drift bench bench-accrual bench-limits bench-webhooks schema openapi rules requirements licences audit sbom clean
+.PHONY: help install run services partner-certs partner-host test test-long check lint drift bench bench-accrual bench-limits bench-webhooks schema openapi rules requirements licences audit sbom bench-proof clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
@@ -80,6 +80,9 @@ bench-accrual: install ## measure accrual runs; ARGUMENTS='--loans 1000000'; the
 
 bench-limits: install ## measure what quotas cost, and whether a noisy tenant is felt; the figures go to benchmarks/RESULTS-limits.md by hand
 	@$(TEMPORARY) -m benchmarks.limits
+
+bench-proof: install ## measure account balances, roll-up and proofs; ARGUMENTS='--lines 200000 --seconds 4' for a smaller book
+	@$(TEMPORARY) -m benchmarks.proof $(ARGUMENTS)
 
 bench-webhooks: install ## measure webhooks; the figures go to benchmarks/RESULTS-webhooks.md
 	@$(VENV) -m benchmarks.webhooks

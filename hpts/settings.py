@@ -283,7 +283,14 @@ LOGGING = {
     },
     "root": {"handlers": ["console", "file"] if LOG_FILE else ["console"], "level": LOG_LEVEL},
     # A refusal is an answer, not an event of the log; what goes wrong is logged by hpts.problems.
-    "loggers": {"django": {"handlers": [], "propagate": True}, "django.request": {"level": "CRITICAL"}},
+    "loggers": {
+        "django": {"handlers": [], "propagate": True},
+        "django.request": {"level": "CRITICAL"},
+        # Tasks that come every few seconds would be all that there is to read; what fails is told all the same.
+        "celery.app.trace": {"level": "WARNING"},
+        "celery.beat": {"level": "WARNING"},
+        "celery.worker.strategy": {"level": "WARNING"},
+    },
 }
 # GET /metrics is for who sends this as a bearer token; without it there is no such page.
 METRICS_TOKEN = env.str("HPTS_METRICS_TOKEN", "development-metrics" if DEVELOPMENT else "")

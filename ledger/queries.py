@@ -897,8 +897,7 @@ def trial_balance(
 ) -> list[AccountBalance]:
     """Every account of the chart (or one) with the sums of its lines effective on or before `as_of`, and posted by an
     instant when one is given; one statement, so debits and credits are of one moment."""
-    sums = """SELECT account_code, dr_minor, cr_minor
-              FROM account_balances(%(tenant)s, %(currency)s, %(layer)s, %(as_of)s, %(code)s)"""
+    sums = "SELECT * FROM account_balances(%(tenant)s, %(currency)s, %(layer)s, %(as_of)s, %(code)s)"
     bound = None
     if known_at:
         instant = datetime.fromisoformat(known_at)

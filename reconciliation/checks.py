@@ -15,14 +15,13 @@ from datetime import date, datetime
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import current_tenant
+from ledger import document
 from ledger.balances import BALANCE_DIFFERENCES
 from ledger.queries import CONTROL_ACCOUNTS, first_id
 from ledger.seal_keys import seal_keys
 
 # How many rows a check names at most. The first one is what somebody will look at.
 NAMED = 10
-# Actor and description of a document are in its first so many characters.
-HEAD = 16_384
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +151,7 @@ def documents_match_rows(cursor: CursorWrapper, scope: Scope = EVERYTHING) -> li
                    ',' ORDER BY sequence) AS lines
                FROM journal_line WHERE tenant_id = %(tenant)s {scope.entries_of("entry_id")} GROUP BY entry_id
            ), head AS (
-               SELECT e.*, split_part(left(document, {HEAD}), ',"effective_at":"', 1) || '}}' AS head
+               SELECT e.*, split_part(left(document, {document.HEAD}), ',"effective_at":"', 1) || '}}' AS head
                FROM journal_entry e WHERE tenant_id = %(tenant)s {scope.entries_of("id")} OFFSET 0
            ), said AS (
                SELECT h.*, CASE WHEN head IS JSON OBJECT THEN head::json -> 'actor' END AS actor,
@@ -445,21 +444,37 @@ def loans_stand_as_the_journal_says(cursor: CursorWrapper, scope: Scope = EVERYT
 
 
 def keys_point_to_entries(cursor: CursorWrapper, scope: Scope = EVERYTHING) -> list[Breach]:
-    """I9. Every idempotency key's stored answer is JSON; the journal entry that it names exists and was posted when it says."""
-    since = "AND created_at >= %(since)s" if scope.since else ""
+    """I9. Every idempotency key's stored answer is JSON; the journal entry that it names exists, was posted when it says, and
+    allocated what it says."""
+    keys = "AND created_at >= %(since)s" if scope.since else ""
+    lines = f"AND l.entry_id >= '{first_id(scope.since)}'" if scope.since else ""
     return _breaches(
         cursor,
         scope,
         f"""SELECT 'idempotency_key', json_build_object('key', k.key),
                   CASE WHEN k.said IS NULL THEN 'the stored answer is not JSON'
                        WHEN e.id IS NULL THEN 'there is no entry ' || (k.said ->> 'journal_entry_id')
+                       WHEN a.said IS DISTINCT FROM k.allocation THEN 'says another allocation than the entry''s lines'
                        ELSE 'says that the entry was posted at ' || (k.said ->> 'posted_at') END
-           FROM (SELECT key, CASE WHEN response IS JSON OBJECT THEN response::json END AS said
-                 FROM idempotency_key WHERE tenant_id = %(tenant)s {since} OFFSET 0) k
+           FROM (SELECT key, said, CASE WHEN said -> 'allocation' IS NOT NULL THEN
+                            concat_ws(' ', said -> 'allocation' ->> 'fees_minor', said -> 'allocation' ->> 'interest_minor',
+                                      said -> 'allocation' ->> 'principal_minor', said -> 'allocation' ->> 'suspense_minor')
+                        END AS allocation
+                 FROM (SELECT key, CASE WHEN response IS JSON OBJECT THEN response::json END AS said
+                       FROM idempotency_key WHERE tenant_id = %(tenant)s {keys} OFFSET 0) answer OFFSET 0) k
            LEFT JOIN journal_entry e ON e.tenant_id = %(tenant)s AND e.id::text = k.said ->> 'journal_entry_id'
+           LEFT JOIN (
+               SELECT l.entry_id, concat_ws(' ', coalesce(sum(l.amount_minor) FILTER (WHERE a.role = 'fees'), 0),
+                                            coalesce(sum(l.amount_minor) FILTER (WHERE a.role = 'interest'), 0),
+                                            coalesce(sum(l.amount_minor) FILTER (WHERE a.role = 'principal'), 0),
+                                            coalesce(sum(l.amount_minor) FILTER (WHERE a.role = 'suspense'), 0)) AS said
+               FROM journal_line l
+               JOIN gl_account a ON a.tenant_id = l.tenant_id AND a.code = l.account_code
+               WHERE l.tenant_id = %(tenant)s {lines} AND l.direction = 'CR'
+               GROUP BY l.entry_id) a ON a.entry_id = e.id AND k.allocation IS NOT NULL
            WHERE k.said IS NULL
               OR (k.said ->> 'journal_entry_id' IS NOT NULL
-                  AND (e.id IS NULL
+                  AND (e.id IS NULL OR a.said IS DISTINCT FROM k.allocation
                        OR k.said ->> 'posted_at' <> to_char(e.posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')))""",
     )
 

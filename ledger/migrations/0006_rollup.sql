@@ -11,15 +11,15 @@ ALTER TABLE public.account_rollup ADD CONSTRAINT account_rollup_entry
 ALTER TABLE public.account_sum SET (fillfactor = 70);
 ALTER TABLE public.account_rollup SET (fillfactor = 50);
 
-CREATE TRIGGER account_sum_never_goes BEFORE DELETE OR TRUNCATE ON public.account_sum
-    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+CALL public.never_goes('account_sum', 'account_rollup');
+CALL public.walled_by_tenant('account_sum', 'account_rollup');
 CREATE TRIGGER account_sum_identity
-    BEFORE UPDATE OF tenant_id, account_code, currency, layer, span, starts_on ON public.account_sum
+    BEFORE UPDATE OF tenant_id, span, currency, layer, account_code, starts_on ON public.account_sum
     FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
-CREATE TRIGGER account_rollup_never_goes BEFORE DELETE OR TRUNCATE ON public.account_rollup
-    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+ALTER TABLE public.account_sum ENABLE ALWAYS TRIGGER account_sum_identity;
 CREATE TRIGGER account_rollup_identity BEFORE UPDATE OF tenant_id ON public.account_rollup
     FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+ALTER TABLE public.account_rollup ENABLE ALWAYS TRIGGER account_rollup_identity;
 
 -- The point moves forward, and stays behind the oldest transaction that still writes: what would commit behind it afterwards
 -- would be in no sum and in no tail, for ever.
@@ -40,22 +40,6 @@ END $$;
 CREATE TRIGGER account_rollup_wall BEFORE INSERT OR UPDATE ON public.account_rollup
     FOR EACH ROW EXECUTE FUNCTION public.account_rollup_wall();
 
-DO $$
-DECLARE
-    name text;
-    guard text;
-BEGIN
-    FOREACH name IN ARRAY ARRAY['account_sum', 'account_rollup'] LOOP
-        FOREACH guard IN ARRAY ARRAY['_never_goes', '_identity'] LOOP
-            EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || guard);
-        END LOOP;
-        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
-        EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
-        EXECUTE format(
-            'CREATE POLICY %I ON public.%I USING (tenant_id = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid) '
-            'WITH CHECK (tenant_id = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid)', name || '_tenant', name);
-    END LOOP;
-END $$;
 ALTER TABLE public.account_rollup ENABLE ALWAYS TRIGGER account_rollup_wall;
 GRANT SELECT ON public.account_sum, public.account_rollup TO hpts_app, hpts_readonly;
 

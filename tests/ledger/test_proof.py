@@ -894,6 +894,12 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
         {"keys_point_to_entries"},
         "key",
     ),
+    "a stored answer says another allocation": (
+        f"""UPDATE idempotency_key
+            SET response = '{{"journal_entry_id":"' || %(payment)s || '","allocation":{{"fees_minor":"7"}}}}' {OF} key = %(key)s""",
+        {"keys_point_to_entries"},
+        "key",
+    ),
     "a stored answer says another time": (
         f'UPDATE idempotency_key SET response = replace(response, \'"posted_at":"20\', \'"posted_at":"19\') {OF} key = %(key)s',
         {"keys_point_to_entries"},

@@ -284,6 +284,9 @@ def test_sums_of_another_cluster_do_not_count_and_are_not_added_to(lent: Books) 
         for guard in ("never_goes", "identity", "wall"):
             connection.execute(f"ALTER TABLE account_rollup ENABLE ALWAYS TRIGGER account_rollup_{guard}")
     agree(lent)
+    # Its transaction's number is smaller than that of the point, and no tail begins behind it.
+    lent.post(lent.payment(lent.loan, 5, "2025-03-01"))
+    agree(lent)
     with refused("HP013", "account_rollup_of_this_cluster"), session("app", lent.tenant_id) as connection:
         connection.execute("SELECT roll_up_accounts(1000, 100000)")
 
