@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -214,7 +213,7 @@ def alerted(bank: Bank) -> Callable[[str], None]:
     [
         "DELETE FROM reconciliation_alert RETURNING 1",
         "UPDATE reconciliation_alert SET break_count = 7 RETURNING 1",
-        f"UPDATE reconciliation_alert SET id = '{uuid.uuid4()}' RETURNING 1",
+        "UPDATE reconciliation_alert SET id = gen_random_uuid() RETURNING 1",
         "UPDATE reconciliation_break SET alert_id = NULL RETURNING 1",
         "UPDATE notice SET body = '{}' RETURNING 1",
         "DELETE FROM notice RETURNING 1",
