@@ -11,7 +11,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from django.db.backends.utils import CursorWrapper
@@ -333,8 +333,7 @@ def record_matches(
     for chunk in _chunks(heads):
         cursor.execute(
             """INSERT INTO bank_match (tenant_id, bank_account_ref, actor, id, rule, counted_on)
-               SELECT %s, %s, %s, * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::date[],
-                                                %s::date[], %s::text[], %s::uuid[], %s::int[], %s::uuid[], %s::smallint[])""",
+               SELECT %s, %s, %s, * FROM unnest(%s::uuid[], %s::text[], %s::date[])""",
             (tenant, account.ref, actor, *chunk),
         )
     return claimed
@@ -405,11 +404,13 @@ def open_breaks(cursor: CursorWrapper, account: BankAccount, rows: Sequence[tupl
         return
     alert_id = str(uuid.uuid4())
     cursor.execute(
-        "INSERT INTO reconciliation_alert (tenant_id, id, bank_account_ref, break_count) VALUES (%s, %s, %s, %s)",
+        """INSERT INTO reconciliation_alert (tenant_id, id, bank_account_ref, break_count) VALUES (%s, %s, %s, %s)
+           RETURNING created_at""",
         (current_tenant(), alert_id, account.ref, len(rows)),
     )
+    (opened_at,) = cursor.fetchone()
     for chunk in _chunks([(str(uuid.uuid4()), *row) for row in rows]):
-        notify(cursor, BREAK_OPENED, _notices(account, zip(*chunk, strict=True)))
+        notify(cursor, BREAK_OPENED, _notices(account, opened_at, zip(*chunk, strict=True)))
         cursor.execute(
             """INSERT INTO reconciliation_break
                    (tenant_id, bank_account_ref, alert_id, id, kind, amount_minor, difference_minor, value_date, counted_on,
@@ -420,14 +421,13 @@ def open_breaks(cursor: CursorWrapper, account: BankAccount, rows: Sequence[tupl
         )
 
 
-def _notices(account: BankAccount, rows: Iterable[tuple[Any, ...]]) -> dict[str, dict[str, Any]]:
+def _notices(account: BankAccount, opened_at: datetime, rows: Iterable[tuple[Any, ...]]) -> dict[str, dict[str, Any]]:
     """What is told of each break, by its id."""
-    occurred_at = timestamp(datetime.now(UTC))
     told = {}
     for break_id, kind, amount, difference, value_date, _, reference, _, _, entry_id, _ in rows:
         told[break_id] = {
             "break_id": break_id,
-            "occurred_at": occurred_at,
+            "occurred_at": timestamp(opened_at),
             "kind": kind,
             "bank_account_ref": account.ref,
             "currency": account.currency,

@@ -158,9 +158,11 @@ def test_nobody_but_the_owner_changes_rows_of_the_journal() -> None:
            WHERE a.attrelid = ANY (%s::regclass[]) AND acl.privilege_type = 'UPDATE'""",
         tenant_tables(),
     )
+    alerts = {name for table, name in columns if table == "reconciliation_alert"}
+    assert alerts == {"due_at", "attempt", "mailed_at"}
     moving = {name for table, name in columns if table == "reconciliation_run"}
     assert moving.isdisjoint({"tenant_id", "id", "as_of_date", "is_nightly", "actor", "requested_at"})
-    of_the_books = {each for each in columns if each[0] != "reconciliation_run" and not each[0].startswith("webhook_")}
+    of_the_books = {each for each in columns if not each[0].startswith(("reconciliation_", "webhook_"))}
     work = {"accrual_exception": {"code", "detail"}}  # No books: what a run could not do.
     assert of_the_books == {(table, column) for table, own in (ITS_OWN | work).items() for column in own}
 

@@ -213,7 +213,7 @@ def alerted(bank: Bank) -> Callable[[str], None]:
     [
         "DELETE FROM reconciliation_alert RETURNING 1",
         "UPDATE reconciliation_alert SET break_count = 7 RETURNING 1",
-        "UPDATE reconciliation_alert SET id = '00000000-0000-4000-8000-00000000dead' RETURNING 1",
+        "UPDATE reconciliation_alert SET id = gen_random_uuid() RETURNING 1",
         "UPDATE reconciliation_break SET alert_id = NULL RETURNING 1",
         "UPDATE notice SET body = '{}' RETURNING 1",
         "DELETE FROM notice RETURNING 1",

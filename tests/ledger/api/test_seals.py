@@ -122,7 +122,9 @@ def test_a_block_that_is_not_signed_has_no_signature(acme: Lender, settings: Any
     assert not {"signature", "key_id"} & seal.keys()
 
 
-@pytest.mark.parametrize("path", ["/v1/seals", "/v1/seal-keys", f"/v1/journal-entries/{uuid.uuid4()}/proof"])
+@pytest.mark.parametrize(
+    "path", ["/v1/seals", "/v1/seal-keys", "/v1/journal-entries/00000000-0000-4000-8000-00000000dead/proof"]
+)
 def test_reading_seals_needs_the_scope_of_the_ledger(acme: Lender, path: str) -> None:
     refused(acme.api.get(path, scopes=["hpts:balances:read"]), 403, "insufficient_scope")
     refused(acme.api.get(path, {"more": "1"}), 400, "validation_failed", ["more"])
