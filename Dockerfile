@@ -9,6 +9,7 @@ COPY manage.py ./
 COPY hpts hpts
 COPY ledger ledger
 COPY webhooks webhooks
+COPY reconciliation reconciliation
 COPY templates templates
 # Collecting needs settings and no database; the keys of this one command are thrown away with it.
 RUN HPTS_DEVELOPMENT=1 python manage.py collectstatic --noinput --verbosity 0 && chown -R hpts var

@@ -386,6 +386,13 @@ def test_nobody_reaches_the_application_past_the_proxy(house: House, partner: Pa
         refused(heard, 400, "validation_failed")
 
 
+def test_two_tokens_in_one_request_are_refused(house: House, partner: Partner, acme: Lender) -> None:
+    for door, token, pair in (("partner", partner.token(house), partner.pair), ("public", acme.api.token(), None)):
+        assert house.curl(door, READ, *bearer(token), pair=pair).status == 200
+        heard = house.curl(door, READ, *bearer(token), *bearer(token), pair=pair)
+        assert heard.status in (400, 401), heard
+
+
 # --- Rotation, retirement ---------------------------------------------------------------------------------------------
 
 
