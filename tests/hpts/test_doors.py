@@ -55,7 +55,7 @@ class Partner:
 
     def __init__(self, lender: Lender) -> None:
         self.lender, self.pair = lender, issue("partner")
-        self.client, _ = oauth.register_client(
+        self.client, self.secret = oauth.register_client(
             tenant_id=lender.tenant_id, scopes=["hpts:loans:read"], certificate=self.pair.pem
         )
 
@@ -372,6 +372,11 @@ def test_the_token_endpoint_binds_at_the_partner_door(partner: Partner) -> None:
     assert good.status_code == 200
     claims = jwt.decode(json.loads(good.content)["access_token"], options={"verify_signature": False})
     assert claims["cnf"] == {"x5t#S256": partner.thumbprint}
+    proven = f"{body}&client_secret={partner.secret}"
+    assert (
+        Client().post("/oauth2/token", proven, content_type=kind, headers=through("partner", partner.pair)).status_code
+        == 200
+    )
     for headers in (through("partner"), through("public"), through("public", partner.pair), through("partner", PAIR)):
-        answer = Client().post("/oauth2/token", body, content_type=kind, headers=headers)
+        answer = Client().post("/oauth2/token", proven, content_type=kind, headers=headers)
         assert (answer.status_code, json.loads(answer.content)["error"]) == (401, "invalid_client")
