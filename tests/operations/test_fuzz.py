@@ -31,7 +31,7 @@ from tests.conftest import Json, Lender, new_lender
 
 LONG = bool(os.environ.get("HPTS_LONG"))
 EXAMPLES = 5_000 if LONG else 40
-CHAINS = 500 if LONG else 15
+CHAINS = 500 if LONG else 8
 
 CHECKS = [
     not_a_server_error,
@@ -220,7 +220,7 @@ def test_what_one_operation_answers_can_be_sent_to_the_next(base_url: str, sessi
             if not refused_by_the_server(response):
                 case.validate_response(response, checks=promises(case))
 
-    run_state_machine_as_test(Chain, settings=settings(QUIET, max_examples=CHAINS, stateful_step_count=10))
+    run_state_machine_as_test(Chain, settings=settings(QUIET, max_examples=CHAINS, stateful_step_count=8))
     # What the path names has been made before, by another operation of the chain.
     assert reached, "no chain has got anywhere"
     print(sorted(reached))
