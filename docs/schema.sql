@@ -2411,7 +2411,10 @@ CREATE TABLE public.tenant (
     currency text NOT NULL,
     timezone text NOT NULL,
     created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    CONSTRAINT tenant_currency CHECK ((currency ~ '^[A-Z]{3}$'::text))
+    requests_per_second integer,
+    client_requests_per_second integer,
+    CONSTRAINT tenant_currency CHECK ((currency ~ '^[A-Z]{3}$'::text)),
+    CONSTRAINT tenant_quotas CHECK ((((requests_per_second >= 1) AND (requests_per_second <= 1000000)) AND ((client_requests_per_second >= 1) AND (client_requests_per_second <= 1000000))))
 );
 
 ALTER TABLE ONLY public.tenant FORCE ROW LEVEL SECURITY;

@@ -223,4 +223,3 @@ def test_what_one_operation_answers_can_be_sent_to_the_next(base_url: str, sessi
     run_state_machine_as_test(Chain, settings=settings(QUIET, max_examples=CHAINS, stateful_step_count=8))
     # What the path names has been made before, by another operation of the chain.
     assert reached, "no chain has got anywhere"
-    print(sorted(reached))
