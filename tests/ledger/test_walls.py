@@ -146,8 +146,9 @@ class Draft:
         ]
         extra = {name: self.header[name] for name in ("settles_entry_id", "source_method", "external_ref")}
         extra["versions"] = [line.get("loan_version") for line in self.lines]
-        extra |= self.extra
         text = document.render(members, shown, self.header["tenant_id"])
+        extra["content_hash"] = document.content_hash(text)
+        extra |= self.extra
         connection.execute("SELECT record_posting(%s, NULL, NULL, NULL)", (json.dumps([[text, extra]]),))
 
 
