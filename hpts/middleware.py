@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
@@ -18,6 +18,13 @@ from hpts import problems
 
 GetResponse = Callable[[HttpRequest], HttpResponse]
 
+# What Django's SecurityMiddleware and XFrameOptionsMiddleware say for pages.
+API_HEADERS = (
+    ("X-Content-Type-Options", "nosniff"),
+    ("Referrer-Policy", "same-origin"),
+    ("Cross-Origin-Opener-Policy", "same-origin"),
+    ("X-Frame-Options", "DENY"),
+)
 _TRACEPARENT = re.compile(r"[0-9a-f]{2}-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}", re.ASCII)
 
 
@@ -25,11 +32,13 @@ class RequestIdentity:
     """Gives the request its id (answered as X-Request-Id) and its correlation id, and refuses NUL anywhere in the URL.
     Says how long the answer is.
 
-    The correlation id is the trace id of a W3C `traceparent`, written as a UUID, else a new one.
+    The correlation id is the trace id of a W3C `traceparent`, written as a UUID, else a new one. A request of the API goes
+    to its view at once, past the middlewares that pages need.
     """
 
     def __init__(self, get_response: GetResponse) -> None:
         self.get_response = get_response
+        self.views = Views.entrance
 
     def __call__(self, request: HttpRequest) -> HttpResponse:
         request.request_id = str(uuid.uuid4())  # type: ignore[attr-defined]
@@ -40,6 +49,10 @@ class RequestIdentity:
         elif not _known_host(request):
             problem = problems.ValidationFailed("The Host header names no host of this server.")
             response = problems.response(problem, request.request_id)  # type: ignore[attr-defined]
+        elif request.path_info.startswith("/v1/"):
+            response = self.views(request)
+            for name, value in API_HEADERS:
+                response.headers.setdefault(name, value)
         else:
             response = self.get_response(request)
         response["X-Request-Id"] = request.request_id  # type: ignore[attr-defined]
@@ -53,6 +66,20 @@ class RequestIdentity:
         if request.path_info.startswith("/admin/"):
             return None
         return problems.response(problems.problem_of(exception), request.request_id)  # type: ignore[attr-defined]
+
+
+class Views:
+    """The last middleware: behind it are the views."""
+
+    entrance: ClassVar[GetResponse]
+
+    def __init__(self, get_response: GetResponse) -> None:
+        # Middlewares are made from the last one to the first, so RequestIdentity finds the entrance of its own chain.
+        Views.entrance = staticmethod(get_response)
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self.get_response(request)
 
 
 def _known_host(request: HttpRequest) -> bool:

@@ -104,6 +104,7 @@ MIDDLEWARE = [
     "hpts.middleware.AdminUsers",
     "hpts.middleware.AdminMessages",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "hpts.middleware.Views",
 ]
 ROOT_URLCONF = "hpts.urls"
 WSGI_APPLICATION = "hpts.wsgi.application"

@@ -313,7 +313,7 @@ MALFORMED = {
         _line(0, sequence=0), ("23514", "journal_line_sequence"), ("23514", "journal_line_sequence")
     ),
     "an amount above 2^63-1": Malformed(_lines(amount_minor=MAX_MINOR + 1), ("22003", None), ("22003", None)),
-    "a loan's debits above 2^63-1": Malformed(_two_debits_above_the_range, None, ("22003", None)),
+    "a loan's debits above 2^63-1": Malformed(_two_debits_above_the_range, None, ("HP003", "journal_line_balanced")),
     "a loan's balance above 2^63-1": Malformed(_balance_above_the_range, None, ("22003", None)),
     "a sum above 2^63-1": Malformed(
         _sum_above_the_range, ("HP003", "journal_line_balanced"), ("HP003", "journal_line_balanced")
