@@ -220,6 +220,15 @@ def _of_another_borrower(draft: Draft) -> None:
     draft.lines[2]["borrower_id"] = draft.books.loans[1].borrower_id
 
 
+def _hash_of_nothing(draft: Draft) -> None:
+    draft.header["content_hash"] = b"\0" * 32
+    draft.extra["content_hash"] = "00" * 32
+
+
+def _no_hash(draft: Draft) -> None:
+    draft.extra["content_hash"] = None
+
+
 def _two_debits_above_the_range(draft: Draft) -> None:
     about = {
         "loan_id": draft.books.loan.loan_id,
@@ -352,7 +361,10 @@ MALFORMED = {
     "no kind": Malformed(
         _header(event_type="adjustment"), ("23514", "journal_entry_kind"), ("23514", "journal_entry_kind")
     ),
-    "a hash that does not fit": Malformed(_header(content_hash=b"\0" * 32), ("HP002", "journal_entry_whole"), None),
+    "a hash that does not fit": Malformed(
+        _hash_of_nothing, ("HP002", "journal_entry_whole"), ("HP002", "journal_entry_whole")
+    ),
+    "no hash": Malformed(_no_hash, None, ("HP002", "journal_entry_whole")),
     "posted yesterday": Malformed(
         _header(posted_at="2025-03-02T10:00:00.000000Z"),
         ("HP002", "journal_entry_whole"),
