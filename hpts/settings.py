@@ -100,6 +100,7 @@ INSTALLED_APPS = [
 MIDDLEWARE = [
     "hpts.middleware.RequestIdentity",
     "hpts.doors.Doors",
+    "hpts.middleware.ShortWay",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "hpts.middleware.AdminSessions",
@@ -107,6 +108,7 @@ MIDDLEWARE = [
     "hpts.middleware.AdminUsers",
     "hpts.middleware.AdminMessages",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "hpts.middleware.Views",
 ]
 ROOT_URLCONF = "hpts.urls"
 WSGI_APPLICATION = "hpts.wsgi.application"

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 from django.db import connections
@@ -559,9 +558,14 @@ def loan_balances(
 # The balances that a statement follows, in the order in which it shows them, each with the side on which it grows.
 STATED = {"principal": "DR", "interest": "DR", "fees": "DR", "suspense": "CR"}
 _AMOUNTS = ",".join(f'"{role}_minor":"%s"' for role in STATED)
+# An entry of a statement as SQL, of a row `s`: what it changed, and the balances after it.
 _STATED_ENTRY = (
-    '{"journal_entry_id":"%s","event_type":"%s","effective_at":"%s","posted_at":"%s",'
-    f'{_AMOUNTS},"balance":{{{_AMOUNTS}}}}}'
+    """'{"journal_entry_id":"' || s.entry_id || '","event_type":"' || s.event_type || '","effective_at":"' || s.effective_at
+       || '","posted_at":"' || to_char(s.posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '",'"""
+    + " || ',' ".join(f"""|| '"{role}_minor":"' || s.{role} || '"'""" for role in STATED)
+    + """ || ',"balance":{' """
+    + " || ',' ".join(f"""|| '"{role}_minor":"' || s.{role}_after || '"'""" for role in STATED)
+    + " || '}}'"
 )
 
 
@@ -575,7 +579,7 @@ class Statement:
     version: int
     opened_on: date
     opening: str
-    entries: list[str]
+    entries: str
     closing: str
 
 
@@ -619,7 +623,7 @@ def _stated(
     is shown, and one row of version 0 for all that lies before.
 
     A statement may have thousands of entries: lines are met with the accounts' codes and not joined with the chart, entries
-    are looked up one by one, by full key (OFFSET 0), and rendered by columns.
+    are looked up one by one, by full key (OFFSET 0), and PostgreSQL makes one text of them, which passes through.
     """
     codes = ", ".join(f"max(a.code) FILTER (WHERE a.role = '{role}') AS {role}" for role in STATED)
     sums = ", ".join(
@@ -627,45 +631,45 @@ def _stated(
                      FILTER (WHERE j.account_code = chart.{role}), 0)::bigint AS {role}"""
         for role, side in STATED.items()
     )
+    after = ", ".join(f"sum(c.{role}) OVER in_order AS {role}_after" for role in STATED)
+    before = ", ".join(f"coalesce(sum(s.{role}) FILTER (WHERE s.entry_id IS NULL), 0)" for role in STATED)
     rows = _rows(
         cursor,
-        f"""SELECT l.currency, l.version, l.opened_on, c.entry_id::text, e.event_type, c.effective_at::text,
-                   to_char(e.posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                   {", ".join(f"coalesce(c.{role}, 0)" for role in STATED)}
+        f"""SELECT l.currency, l.version, l.opened_on, stated.*
             FROM loan l {instants}
             CROSS JOIN LATERAL (SELECT {codes} FROM gl_account a WHERE a.tenant_id = l.tenant_id) chart
-            LEFT JOIN LATERAL (
-                SELECT CASE WHEN {shown} THEN j.loan_version ELSE 0 END AS version,
-                       CASE WHEN {shown} THEN j.entry_id END AS entry_id,
-                       CASE WHEN {shown} THEN j.effective_at END AS effective_at, {sums}
-                FROM journal_line j
-                WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
-                GROUP BY 1, 2, 3) c ON true
-            LEFT JOIN LATERAL (
-                SELECT e.event_type, e.posted_at FROM journal_entry e
-                WHERE e.tenant_id = l.tenant_id AND e.id = c.entry_id OFFSET 0) e ON true
-            WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s
-            ORDER BY {order}""",
+            CROSS JOIN LATERAL (
+                SELECT string_agg({_STATED_ENTRY}, ','), {before}, {", ".join(f"coalesce(sum(s.{role}), 0)" for role in STATED)}
+                FROM (
+                    SELECT c.*, e.event_type, e.posted_at, {after}
+                    FROM (
+                        SELECT CASE WHEN {shown} THEN j.loan_version ELSE 0 END AS version,
+                               CASE WHEN {shown} THEN j.entry_id END AS entry_id,
+                               CASE WHEN {shown} THEN j.effective_at END AS effective_at, {sums}
+                        FROM journal_line j
+                        WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
+                        GROUP BY 1, 2, 3) c
+                    LEFT JOIN LATERAL (
+                        SELECT e.event_type, e.posted_at FROM journal_entry e
+                        WHERE e.tenant_id = l.tenant_id AND e.id = c.entry_id OFFSET 0) e ON true
+                    WINDOW in_order AS (ORDER BY {order} ROWS UNBOUNDED PRECEDING)
+                    ORDER BY {order}) s) stated
+            WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s""",
         loan=loan_id,
         layer=SETTLED,
         **params,
     )
     if not rows:
         return None
-    currency, version, opened_on, entry_id, *_ = rows[0]
-    opening = (0,) * len(STATED) if entry_id else rows[0][-len(STATED) :]
-    columns = list(zip(*(row[3:] for row in rows if row[3]), strict=True))
-    after = [
-        list(accumulate(changes, initial=before))[1:]
-        for before, changes in zip(opening, columns[-len(STATED) :], strict=False)
-    ]
+    currency, version, opened_on, entries, *balances = rows[0]
+    opening, closing = balances[: len(STATED)], balances[len(STATED) :]
     return Statement(
         currency,
         version,
         opened_on,
-        opening=f"{{{_AMOUNTS % opening}}}",
-        entries=[_STATED_ENTRY % entry for entry in zip(*columns, *after, strict=True)],
-        closing=f"{{{_AMOUNTS % (tuple(balances[-1] for balances in after) or opening)}}}",
+        opening=f"{{{_AMOUNTS % tuple(opening)}}}",
+        entries=f"[{entries or ''}]",
+        closing=f"{{{_AMOUNTS % tuple(closing)}}}",
     )
 
 

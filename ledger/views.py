@@ -1049,7 +1049,7 @@ def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse
             "currency": found.currency,
             **span,
             "opening": msgspec.Raw(found.opening.encode()),
-            "entries": msgspec.Raw(f"[{','.join(found.entries)}]".encode()),
+            "entries": msgspec.Raw(found.entries.encode()),
             "closing": msgspec.Raw(found.closing.encode()),
         }
     )

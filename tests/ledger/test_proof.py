@@ -896,7 +896,8 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
     ),
     "a stored answer says another allocation": (
         f"""UPDATE idempotency_key
-            SET response = '{{"journal_entry_id":"' || %(payment)s || '","allocation":{{"fees_minor":"7"}}}}' {OF} key = %(key)s""",
+            SET response = '{{"journal_entry_id":"'
+                 || %(payment)s || '","allocation":{{"fees_minor":"7"}}}}' {OF} key = %(key)s""",
         {"keys_point_to_entries"},
         "key",
     ),
