@@ -1735,16 +1735,12 @@ BEGIN
         to_relay := false;
         SELECT e.created_xid, e.entry_id INTO v_xid, v_entry
         FROM public.webhook_event e WHERE e.tenant_id = webhook_work.tenant_id ORDER BY e.sequence DESC LIMIT 1;
-        IF NOT FOUND THEN
-            -- As values and not in the condition: there, coalesce() would keep the index from beginning at the cursor.
-            v_xid := '0';
-            v_entry := '00000000-0000-0000-0000-000000000000';
-        END IF;
         SELECT o.created_xid < v_horizon,
                (SELECT j.posted_at FROM public.journal_entry j WHERE j.tenant_id = o.tenant_id AND j.id = o.entry_id)
         INTO to_relay, waiting_since
         FROM public.outbox_message o
-        WHERE o.tenant_id = webhook_work.tenant_id AND (o.created_xid, o.entry_id) > (v_xid, v_entry)
+        WHERE o.tenant_id = webhook_work.tenant_id
+          AND (o.created_xid, o.entry_id) > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
         ORDER BY o.created_xid, o.entry_id LIMIT 1;
         SELECT n.created_xid, n.notice_id INTO v_xid, v_entry
         FROM public.webhook_notice n WHERE n.tenant_id = webhook_work.tenant_id ORDER BY n.created_xid DESC, n.notice_id DESC LIMIT 1;
@@ -4180,7 +4176,7 @@ ALTER TABLE public.account_rollup ENABLE ALWAYS TRIGGER account_rollup_wall;
 -- Name: account_sum account_sum_identity; Type: TRIGGER; Schema: public; Owner: -
 --
 
-CREATE TRIGGER account_sum_identity BEFORE UPDATE OF tenant_id, account_code, currency, layer, span, starts_on ON public.account_sum FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+CREATE TRIGGER account_sum_identity BEFORE UPDATE OF tenant_id, span, currency, layer, account_code, starts_on ON public.account_sum FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.account_sum ENABLE ALWAYS TRIGGER account_sum_identity;
 
