@@ -32,7 +32,7 @@ def test_a_balance_stays_until_it_changes() -> None:
     chart = charts.steps_over_time("Owed", [(DAYS[0], 0), (DAYS[10], 100)], until=DAYS[20])
     assert chart is not None
     line = next(shape["path"] for shape in chart.shapes if shape["kind"] == "line")
-    assert line.startswith(f"M56.0 {chart.base}.0H") and line.endswith("H712.0")
+    assert line.startswith(f"M84.0 {chart.base}.0H") and line.endswith("H952.0")
     assert charts.steps_over_time("Owed", [], until=DAYS[0]) is None
     assert charts.steps_over_time("Owed", [(DAYS[0], 5)], until=DAYS[0]) is None
 
