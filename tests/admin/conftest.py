@@ -129,9 +129,15 @@ def make_rich(make_lender: Callable[..., Lender]) -> Callable[[], Rich]:
     return make
 
 
+_shared: list[Rich] = []
+
+
 @pytest.fixture
 def rich(make_rich: Callable[[], Rich]) -> Rich:
-    return make_rich()
+    """One for all tests that only look, because it takes a while to make; who posts makes a lender of its own."""
+    if not _shared:
+        _shared.append(make_rich())
+    return _shared[0]
 
 
 def people(tenant_id: str) -> dict[str, User | None]:
