@@ -15,7 +15,7 @@ NAME ?= acme
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install run services partner-certs partner-host test test-long check lint drift bench bench-accrual bench-limits bench-webhooks schema openapi rules requirements licences audit sbom bench-proof clean
+.PHONY: help install run services partner-certs partner-host test test-long check lint drift bench bench-accrual bench-limits bench-webhooks schema openapi rules requirements licences audit sbom bench-proof screenshots clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
@@ -86,6 +86,10 @@ bench-proof: install ## measure account balances, roll-up and proofs; ARGUMENTS=
 
 bench-webhooks: install ## measure webhooks; the figures go to benchmarks/RESULTS-webhooks.md
 	@$(VENV) -m benchmarks.webhooks
+
+screenshots: install ## write docs/img: the demo book on every page of the admin; needs Chromium
+	@rm -f docs/img/*.png
+	@$(TEMPORARY) -m tests.admin.screenshots docs/img
 
 rules: install ## write docs/posting-rules.md from tests/scenarios
 	@$(VENV) -m tests.ledger.scenario_docs docs/posting-rules.md

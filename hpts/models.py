@@ -1,4 +1,7 @@
-"""The API's clients: the machines that a tenant lets call, and their certificates. What they post is the ledger's business."""
+"""Who may come in: the machines that a tenant lets call, with their certificates, and the people who look after the books.
+
+What they may post or read is the ledger's business.
+"""
 
 from __future__ import annotations
 
@@ -69,3 +72,28 @@ class ClientCertificate(TenantOwned):
             ),
         ]
         indexes = [models.Index(fields=["tenant_id", "client_id"], name="client_certificate_by_client")]
+
+
+class Staff(models.Model):
+    """Whose books a person who signs in to the admin may see: those of one tenant, or, platform staff, those of each.
+
+    A person without a row sees nothing; only a superuser needs none. Like a client's, `tenant_id` is no foreign key.
+    """
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, models.CASCADE, primary_key=True, related_name="staff")
+    tenant_id = models.UUIDField(null=True, blank=True)
+    is_platform = models.BooleanField(default=False)
+
+    class Meta:
+        verbose_name_plural = "staff"
+        default_permissions = ()
+        permissions = [("view_books", "Can look at the books")]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(is_platform=True, tenant_id__isnull=True) | Q(is_platform=False, tenant_id__isnull=False),
+                name="hpts_staff_one_tenant_or_all",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return str(self.user)
