@@ -31,16 +31,18 @@ INSERT = """INSERT INTO audit_record (tenant_id, actor, action, object_type, obj
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who acts, and from where. `actor` is written as in the journal: `staff:anna`, `client:acme-1`, `command:accrue`."""
+    """Who acts, from where, and why when they were asked. `actor` is written as in the journal: `staff:anna`,
+    `client:acme-1`, `command:accrue`."""
 
     actor: str
     tenant_id: str = NO_TENANT
     address: str | None = None
     user_agent: str | None = None
     correlation_id: str | None = None
+    reason: str | None = None
 
     @classmethod
-    def of(cls, request: HttpRequest, actor: str, tenant_id: str = NO_TENANT) -> Caller:
+    def of(cls, request: HttpRequest, actor: str, tenant_id: str = NO_TENANT, reason: str | None = None) -> Caller:
         """The caller of an HTTP request, who has been found to be `actor`."""
         return cls(
             actor,
@@ -48,6 +50,7 @@ class Caller:
             _address(request.META.get("REMOTE_ADDR", "")),
             request.META.get("HTTP_USER_AGENT"),
             getattr(request, "correlation_id", None),
+            reason,
         )
 
 
@@ -57,21 +60,20 @@ def record(
     *,
     about: tuple[str, str] | None = None,
     outcome: str = DONE,
-    reason: str | None = None,
     detail: str | None = None,
     cursor: CursorWrapper | None = None,
 ) -> None:
     """Write one row: with `cursor` in that tenant's running transaction, else in a transaction of the caller's tenant.
 
-    `about`: type and id of the object; `reason`: what the caller gave as one; `detail`: what the product says to it, such as the
-    code of a refusal, and always there when the outcome is not `done`.
+    `action`: as the API names the operation, when it has it; `about`: type and id of the object; `detail`: what the product says
+    to it, such as the code of a refusal, and always there when the outcome is not `done`.
     """
     if cursor is None:
         with tenant_transaction(caller.tenant_id) as own:
-            record(caller, action, about=about, outcome=outcome, reason=reason, detail=detail, cursor=own)
+            record(caller, action, about=about, outcome=outcome, detail=detail, cursor=own)
         return
     object_type, object_id = about or (None, None)
-    texts = (caller.actor, action, object_type, object_id, outcome, reason, detail)
+    texts = (caller.actor, action, object_type, object_id, outcome, caller.reason, detail)
     cursor.execute(
         INSERT,
         (

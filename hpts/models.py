@@ -1,4 +1,7 @@
-"""The API's clients, the machines that a tenant lets call, and the audit log. What clients may post or read is the ledger's business."""
+"""The API's clients, which are the machines that a tenant lets call, and the audit log.
+
+What clients may post or read is the ledger's business.
+"""
 
 from __future__ import annotations
 

@@ -11,6 +11,7 @@ from datetime import date, datetime
 from itertools import accumulate
 from typing import Any
 
+import msgspec
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import current_tenant, tenant_transaction
@@ -267,6 +268,24 @@ def entry(cursor: CursorWrapper, *, entry_id: str) -> str | None:
         cursor, "SELECT document FROM journal_entry WHERE tenant_id = %(tenant)s AND id = %(entry)s", entry=entry_id
     )
     return document.public(rows[0][0]) if rows else None
+
+
+def proposal(
+    cursor: CursorWrapper, *, proposal_id: str
+) -> tuple[str, dict[str, str], dict[str, Any], str, str, str | None, str | None] | None:
+    """Operation, path, body, reason and maker of a proposal, and what was decided by whom."""
+    rows = _rows(
+        cursor,
+        """SELECT p.operation_id, p.path::text, p.body::text, p.reason, p.maker, d.decision, d.decided_by
+           FROM proposal p
+           LEFT JOIN proposal_decision d ON d.tenant_id = p.tenant_id AND d.proposal_id = p.id
+           WHERE p.tenant_id = %(tenant)s AND p.id = %(proposal)s""",
+        proposal=proposal_id,
+    )
+    if not rows:
+        return None
+    operation_id, path, body, *rest = rows[0]
+    return (operation_id, msgspec.json.decode(path), msgspec.json.decode(body), *rest)
 
 
 @dataclass(frozen=True, slots=True)

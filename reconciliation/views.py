@@ -11,6 +11,7 @@ import msgspec
 from django.http import HttpResponse
 from rest_framework.request import Request
 
+from hpts import audit
 from hpts.fields import given
 from hpts.openapi import FORM_TYPE, operation
 from hpts.problems import FieldProblem, NotFound, ValidationFailed
@@ -56,7 +57,9 @@ def _any_date(body: shapes.NewResolution, path: Mapping[str, str]) -> Touches:
     return Touches(since=date.min)
 
 
-resolve_break: Write[shapes.NewResolution] = Write("resolveBreak", ADMIN, shapes.NewResolution, _any_date, resolve)
+resolve_break: Write[shapes.NewResolution] = Write(
+    "resolveBreak", ADMIN, shapes.NewResolution, _any_date, resolve, audited=("break", "break_id")
+)
 
 
 class Statements(LedgerViewSet):
@@ -94,6 +97,9 @@ class Statements(LedgerViewSet):
         def work(posting: Posting) -> msgspec.Raw:
             nonlocal is_new
             body, is_new = import_statement(posting.cursor, file, posting.origin.actor)
+            statement_id = msgspec.json.decode(body)["statement_id"]
+            by, about = posting.origin.as_caller(), ("bank statement", statement_id)
+            audit.record(by, self.operation_id, about=about, cursor=posting.cursor)
             return msgspec.Raw(body.encode())
 
         call = Call(self.origin(request), key, fingerprint(self.operation_id, {}, said))
@@ -194,6 +200,8 @@ class Runs(LedgerViewSet):
                 raise ValidationFailed("One or more fields are not valid.", [later])
             run_id = runs.request_run(posting.cursor, as_of=as_of, actor=posting.origin.actor)
             assert run_id is not None  # Only nights are one of a kind.
+            by, about = posting.origin.as_caller(), ("reconciliation run", run_id)
+            audit.record(by, self.operation_id, about=about, cursor=posting.cursor)
             return queries.run(posting.cursor, run_id=run_id)
 
         done = once(call, Touches(mode="read"), work)

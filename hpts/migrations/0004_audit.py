@@ -7,33 +7,57 @@ from hpts.sql import sql_file
 
 
 class Migration(migrations.Migration):
-
     dependencies = [
-        ('hpts', '0002_grants'),
+        ("hpts", "0002_grants"),
     ]
 
     operations = [
         migrations.CreateModel(
-            name='AuditRecord',
+            name="AuditRecord",
             fields=[
-                ('tenant_id', models.UUIDField(editable=False)),
-                ('id', models.BigAutoField(primary_key=True, serialize=False)),
-                ('occurred_at', models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
-                ('actor', models.TextField()),
-                ('action', models.TextField()),
-                ('object_type', models.TextField(null=True)),
-                ('object_id', models.TextField(null=True)),
-                ('outcome', models.TextField()),
-                ('reason', models.TextField(null=True)),
-                ('detail', models.TextField(null=True)),
-                ('address', models.GenericIPAddressField(null=True)),
-                ('user_agent', models.TextField(null=True)),
-                ('correlation_id', models.UUIDField(null=True)),
+                ("tenant_id", models.UUIDField(editable=False)),
+                ("id", models.BigAutoField(primary_key=True, serialize=False)),
+                ("occurred_at", models.DateTimeField(db_default=django.db.models.functions.datetime.Now())),
+                ("actor", models.TextField()),
+                ("action", models.TextField()),
+                ("object_type", models.TextField(null=True)),
+                ("object_id", models.TextField(null=True)),
+                ("outcome", models.TextField()),
+                ("reason", models.TextField(null=True)),
+                ("detail", models.TextField(null=True)),
+                ("address", models.GenericIPAddressField(null=True)),
+                ("user_agent", models.TextField(null=True)),
+                ("correlation_id", models.UUIDField(null=True)),
             ],
             options={
-                'db_table': 'audit_record',
-                'indexes': [models.Index(fields=['tenant_id', 'actor', 'id'], name='audit_record_by_actor'), models.Index(fields=['tenant_id', 'action', 'id'], name='audit_record_by_action'), models.Index(condition=models.Q(('object_id__isnull', False)), fields=['tenant_id', 'object_id', 'id'], name='audit_record_by_object'), models.Index(fields=['tenant_id', 'occurred_at', 'id'], name='audit_record_by_time')],
-                'constraints': [models.CheckConstraint(condition=models.Q(('outcome__in', ('done', 'refused', 'failed'))), name='audit_record_outcome'), models.CheckConstraint(condition=models.Q(('outcome', 'done'), ('detail__isnull', False), _connector='OR'), name='audit_record_refusal_says_why'), models.CheckConstraint(condition=models.Q(models.Q(('object_id__isnull', True), ('object_type__isnull', True)), models.Q(('object_id__isnull', False), ('object_type__isnull', False)), _connector='OR'), name='audit_record_object')],
+                "db_table": "audit_record",
+                "indexes": [
+                    models.Index(fields=["tenant_id", "actor", "id"], name="audit_record_by_actor"),
+                    models.Index(fields=["tenant_id", "action", "id"], name="audit_record_by_action"),
+                    models.Index(
+                        condition=models.Q(("object_id__isnull", False)),
+                        fields=["tenant_id", "object_id", "id"],
+                        name="audit_record_by_object",
+                    ),
+                    models.Index(fields=["tenant_id", "occurred_at", "id"], name="audit_record_by_time"),
+                ],
+                "constraints": [
+                    models.CheckConstraint(
+                        condition=models.Q(("outcome__in", ("done", "refused", "failed"))), name="audit_record_outcome"
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(("outcome", "done"), ("detail__isnull", False), _connector="OR"),
+                        name="audit_record_refusal_says_why",
+                    ),
+                    models.CheckConstraint(
+                        condition=models.Q(
+                            models.Q(("object_id__isnull", True), ("object_type__isnull", True)),
+                            models.Q(("object_id__isnull", False), ("object_type__isnull", False)),
+                            _connector="OR",
+                        ),
+                        name="audit_record_object",
+                    ),
+                ],
             },
         ),
         sql_file(__file__),
