@@ -157,7 +157,7 @@ def test_the_database_refuses_a_maker_under_another_name(books: Books) -> None:
     proposal_id = proposed(books)
     with (
         nothing_changes(books),
-        refused("23503", "proposal_decisionProposal"),
+        refused("23503", "proposal_decision_proposal"),
         session("app", books.tenant_id) as connection,
     ):
         connection.execute(DECIDE, (books.tenant_id, proposal_id, "staff:eve", "staff:anna", "rejected", None))
