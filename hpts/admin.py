@@ -1,40 +1,223 @@
-"""The clients in the admin: to look at and to switch off. `create_client` makes new ones and shows the secret."""
+"""The people of the admin: their accounts, the tenant whose books they look at, their second factor; and the machines that
+call, to be looked at. Pages of books are registered by the apps (hpts/site.py).
+"""
 
 from __future__ import annotations
 
-from django.contrib import admin
-from django.db.models import QuerySet
-from django.http import HttpRequest
-from django.utils import timezone
-from oauth2_provider.models import AccessToken, Grant, IDToken, RefreshToken
+from base64 import b32encode
+from typing import Any
 
-from hpts.models import ApiClient
+from django import forms
+from django.conf import settings
+from django.contrib import messages
+from django.contrib.auth.forms import SetPasswordForm
+from django.contrib.auth.models import User
+from django.core.exceptions import PermissionDenied
+from django.db import DataError
+from django.http import Http404, HttpRequest, HttpResponse
+from django.shortcuts import get_object_or_404, redirect, render
+from django.urls import reverse
+from django.utils.http import url_has_allowed_host_and_scheme
+from django_otp import login as show_second_factor
+from django_otp.plugins.otp_totp.models import TOTPDevice
 
-# The toolkit's pages offer to write tokens and secrets by hand.
-for model in (ApiClient, AccessToken, Grant, IDToken, RefreshToken):
-    if admin.site.is_registered(model):
-        admin.site.unregister(model)
+from hpts.access import VIEW_BOOKS, Access, choose_tenant
+from hpts.models import ApiClient, Staff
+from hpts.site import site
+
+# What a list of tenants shows at most; a platform with more finds them by name.
+TENANTS_SHOWN = PEOPLE_SHOWN = 100
 
 
-@admin.register(ApiClient)
-class ApiClientAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
-    list_display = ("client_id", "name", "tenant_id", "allowed_scopes", "created", "disabled_at")
-    search_fields = ("=client_id", "=tenant_id")
-    fields = (*list_display, "certificate_thumbprints")
-    readonly_fields = fields
-    show_full_result_count = False
-    actions = ("disable", "enable")
+# --- Tenants ---------------------------------------------------------------------------------------------------------
 
-    def has_add_permission(self, request: HttpRequest) -> bool:
-        return False
 
-    def has_delete_permission(self, request: HttpRequest, obj: ApiClient | None = None) -> bool:
-        return False
+def onward(request: HttpRequest) -> str:
+    """Where `next` points to, when that is a page of this site; else the dashboard."""
+    wanted = request.POST.get("next") or request.GET.get("next") or ""
+    if url_has_allowed_host_and_scheme(wanted, allowed_hosts=None) and wanted.startswith("/admin/"):
+        return wanted
+    return reverse("admin:index")
 
-    @admin.action(description="Disable the selected clients (within a minute)", permissions=["change"])
-    def disable(self, request: HttpRequest, queryset: QuerySet[ApiClient]) -> None:
-        queryset.filter(disabled_at=None).update(disabled_at=timezone.now())
 
-    @admin.action(description="Enable the selected clients", permissions=["change"])
-    def enable(self, request: HttpRequest, queryset: QuerySet[ApiClient]) -> None:
-        queryset.update(disabled_at=None)
+@site.door(
+    "tenants/", "tenants", title="Tenants", permission=VIEW_BOOKS, section="Access", icon="domain", platform=True
+)
+def tenants(request: HttpRequest, access: Access) -> HttpResponse:
+    """Platform staff turns to a tenant's books."""
+    if request.method == "POST":
+        wanted = request.POST.get("tenant_id", "")
+        try:
+            known = site.tenants(tenant_id=wanted)
+        except DataError:
+            known = []
+        if not known:
+            raise Http404("There is no such tenant.")
+        choose_tenant(request, known[0][0])
+        return redirect(onward(request))
+    name = request.GET.get("q", "").strip()
+    context = {
+        "title": "Tenants",
+        "listed": site.tenants(name=name, limit=TENANTS_SHOWN),
+        "text": name,
+        "next": onward(request),
+    }
+    return render(request, "books/tenants.html", site.each_context(request) | context)
+
+
+# --- The API's clients -----------------------------------------------------------------------------------------------
+
+
+@site.door("clients/", "clients", title="API clients", permission=VIEW_BOOKS, section="Access", icon="key")
+def clients(request: HttpRequest, access: Access) -> HttpResponse:
+    """The machines that may call for the tenant. Nothing secret is shown; a secret is shown once, when it is made."""
+    found = ApiClient.objects.filter(tenant_id=access.tenant_id).order_by("-created")[:200] if access.tenant_id else []
+    context = {"title": "API clients", "clients": found}
+    return render(request, "books/clients.html", site.each_context(request) | context)
+
+
+# --- People ----------------------------------------------------------------------------------------------------------
+
+EVERY_TENANT = "platform"
+VIEW_PEOPLE, ADD_PEOPLE, CHANGE_PEOPLE = "auth.view_user", "auth.add_user", "auth.change_user"
+
+
+class PersonForm(forms.ModelForm):  # type: ignore[type-arg]
+    """An account and its binding. Nobody becomes a superuser here: `manage.py createsuperuser` makes those."""
+
+    books = forms.ChoiceField(help_text="Whose books the person sees. Platform staff turns from tenant to tenant.")
+
+    class Meta:
+        model = User
+        fields = ("username", "first_name", "last_name", "email", "is_active", "groups")
+        widgets = {"groups": forms.CheckboxSelectMultiple}
+        help_texts = {
+            "is_active": "Switch it off when the person leaves; the name stays with what was done.",
+            "groups": "What the person may do.",
+        }
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        listed = site.tenants(name="", limit=TENANTS_SHOWN)
+        staff: Staff | None = getattr(self.instance, "staff", None) if self.instance.pk else None
+        bound = str(staff.tenant_id) if staff is not None and staff.tenant_id else None
+        if bound is not None and bound not in dict(listed):
+            listed += site.tenants(tenant_id=bound)
+        books: Any = self.fields["books"]
+        books.choices = [("", "Choose ..."), *listed, (EVERY_TENANT, "Every tenant (platform staff)")]
+        if staff is not None:
+            books.initial = EVERY_TENANT if staff.is_platform else bound
+
+    def save(self, commit: bool = True) -> User:
+        person: User = self.instance
+        person.is_staff = True
+        if self.instance._state.adding:
+            person.set_unusable_password()
+        super().save(commit)
+        platform = self.cleaned_data["books"] == EVERY_TENANT
+        binding = {"is_platform": platform, "tenant_id": None if platform else self.cleaned_data["books"]}
+        Staff.objects.update_or_create(user=person, defaults=binding)
+        return person
+
+
+@site.door("people/", "people", title="People", permission=VIEW_PEOPLE, section="Access", icon="group", platform=True)
+def people(request: HttpRequest, access: Access) -> HttpResponse:
+    """The accounts, by name."""
+    after = request.GET.get("after", "")
+    found = list(
+        User.objects.filter(username__gt=after)
+        .select_related("staff")
+        .prefetch_related("groups")
+        .order_by("username")[: PEOPLE_SHOWN + 1]
+    )
+    context = {
+        "title": "People",
+        "people": found[:PEOPLE_SHOWN],
+        "after": found[PEOPLE_SHOWN - 1].username if len(found) > PEOPLE_SHOWN else None,
+        "tenants": dict(site.tenants(name="", limit=TENANTS_SHOWN)),
+        "may_add": access.may(ADD_PEOPLE),
+    }
+    return render(request, "books/people.html", site.each_context(request) | context)
+
+
+@site.door("people/new/", "new_person", title="New account", permission=ADD_PEOPLE, platform=True)
+def new_person(request: HttpRequest, access: Access) -> HttpResponse:
+    """Make an account; it has no password until the next page sets one."""
+    form = PersonForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        return redirect("admin:password_of_person", form.save().pk)
+    return site.form(request, form, title="New account", submit="Make the account", back=reverse("admin:people"))
+
+
+def _person(person_id: int) -> User:
+    """An account that may be changed here: no superuser's."""
+    person = get_object_or_404(User.objects.select_related("staff"), pk=person_id)
+    if person.is_superuser:
+        raise PermissionDenied("Superusers are changed by manage.py alone.")
+    return person
+
+
+@site.door("people/<int:person_id>/", "person", title="Account", permission=CHANGE_PEOPLE, platform=True)
+def person(request: HttpRequest, access: Access, person_id: int) -> HttpResponse:
+    """Change an account, its groups and its tenant."""
+    about = _person(person_id)
+    form = PersonForm(request.POST or None, instance=about)
+    if request.method == "POST" and form.is_valid():
+        form.save()
+        messages.success(request, f"{about.username} has been saved.")
+        return redirect("admin:people")
+    links = [{"label": "Set a password", "url": reverse("admin:password_of_person", args=[person_id])}]
+    return site.form(request, form, title=about.username, submit="Save", back=reverse("admin:people"), links=links)
+
+
+@site.door(
+    "people/<int:person_id>/password/", "password_of_person", title="Password", permission=CHANGE_PEOPLE, platform=True
+)
+def password_of_person(request: HttpRequest, access: Access, person_id: int) -> HttpResponse:
+    """Set an account's first password, or a new one."""
+    about = _person(person_id)
+    form = SetPasswordForm(about, request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        form.save()
+        messages.success(request, f"{about.username} has a new password.")
+        return redirect("admin:people")
+    title = f"Password of {about.username}"
+    return site.form(request, form, title=title, submit="Set the password", back=reverse("admin:people"))
+
+
+# --- The second factor -----------------------------------------------------------------------------------------------
+
+
+@site.door("two-factor/", "second_factor", title="Second factor", permission=None, half_way=True)
+def second_factor(request: HttpRequest, access: Access) -> HttpResponse:
+    """Shows a new person the secret for the authenticator application, and asks everybody for its code."""
+    device = TOTPDevice.objects.filter(user=access.user).order_by("-confirmed", "id").first()
+    if device is None:
+        device = TOTPDevice.objects.create(user=access.user, name="authenticator", confirmed=False)
+    wrong = False
+    if request.method == "POST":
+        if device.verify_token(request.POST.get("code", "").replace(" ", "")):
+            if not device.confirmed:
+                device.confirmed = True
+                device.save(update_fields=["confirmed"])
+            show_second_factor(request, device)
+            return redirect(onward(request))
+        wrong = True
+    context = {
+        "title": "Second factor",
+        "device": device,
+        "secret": " ".join(_in_fours(_secret(device))) if not device.confirmed else "",
+        "wrong": wrong,
+        "locked": not device.verify_is_allowed()[0],
+        "next": onward(request),
+        "site_title": settings.OTP_TOTP_ISSUER,
+    }
+    return render(request, "books/second_factor.html", site.each_context(request) | context)
+
+
+def _secret(device: TOTPDevice) -> str:
+    return b32encode(device.bin_key).decode().rstrip("=")
+
+
+def _in_fours(text: str) -> list[str]:
+    return [text[start : start + 4] for start in range(0, len(text), 4)]

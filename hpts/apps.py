@@ -1,4 +1,4 @@
-"""The project package as a Django app: it owns the model of the API's clients and nothing else."""
+"""The project package as a Django app: it owns the models of who may come in and nothing else."""
 
 from __future__ import annotations
 

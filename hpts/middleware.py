@@ -7,12 +7,14 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
+from axes.middleware import AxesMiddleware
 from django.contrib.auth.middleware import AuthenticationMiddleware
 from django.contrib.messages.middleware import MessageMiddleware
 from django.contrib.sessions.middleware import SessionMiddleware
 from django.core.exceptions import DisallowedHost
 from django.http import HttpRequest, HttpResponse
 from django.middleware.csrf import CsrfViewMiddleware
+from django_otp.middleware import OTPMiddleware
 
 from hpts import problems
 
@@ -99,3 +101,41 @@ class AdminUsers(_AdminOnly, AuthenticationMiddleware):
 
 class AdminMessages(_AdminOnly, MessageMiddleware):
     pass
+
+
+class AdminSecondFactor(_AdminOnly, OTPMiddleware):  # type: ignore[misc]
+    """Knows whether the session's user has shown a second factor; hpts/access.py asks only when it is wanted."""
+
+
+class AdminThrottle(_AdminOnly, AxesMiddleware):  # type: ignore[misc]
+    """Answers a sign-in after too many failures."""
+
+
+# Everything comes from this server, and no script or style stands in a page: what someone manages to write into one is text.
+CONTENT_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "font-src 'self'",
+        "img-src 'self'",
+        "connect-src 'self'",
+        "form-action 'self'",
+        "base-uri 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+
+
+class AdminContentPolicy:
+    """Says what the admin's pages may load and run, and that no cache keeps them."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        response = self.get_response(request)
+        if request.path_info.startswith("/admin/"):
+            response["Content-Security-Policy"] = CONTENT_POLICY
+            response["Cache-Control"] = "no-store"
+        return response

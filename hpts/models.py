@@ -1,12 +1,13 @@
-"""The API's clients, which are the machines that a tenant lets call, and the audit log.
+"""Who may come in: the machines that a tenant lets call, and the people who look after the books; and what they did.
 
-What clients may post or read is the ledger's business.
+What they may post or read is the ledger's business.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from django.conf import settings
 from django.contrib.postgres.fields import ArrayField
 from django.db import models
 from django.db.models import Q
@@ -37,6 +38,47 @@ class ApiClient(AbstractApplication):  # type: ignore[misc]
     def is_usable(self, request: Any) -> bool:
         """Asked by the token endpoint: a disabled client gets no token."""
         return self.disabled_at is None
+
+
+class Staff(models.Model):
+    """Whose books a person who signs in to the admin may see: those of one tenant, or, platform staff, those of each.
+
+    A person without a row sees nothing; only a superuser needs none. Like a client's, `tenant_id` is no foreign key.
+    """
+
+    user = models.OneToOneField(settings.AUTH_USER_MODEL, models.CASCADE, primary_key=True, related_name="staff")
+    tenant_id = models.UUIDField(null=True, blank=True)
+    is_platform = models.BooleanField(default=False)
+
+    class Meta:
+        verbose_name_plural = "staff"
+        default_permissions = ()
+        permissions = [
+            ("view_books", "Can look at the books"),
+            ("view_audit", "Can read and export the audit log"),
+            ("propose_entries", "Can propose reversals and manual adjustments"),
+            ("decide_proposals", "Can approve and reject what others have proposed"),
+            ("redeliver_webhooks", "Can have a webhook delivered again"),
+            ("recover_webhooks", "Can have what an endpoint has missed sent again"),
+            ("disable_webhooks", "Can disable a webhook endpoint"),
+            ("start_accrual_runs", "Can start an accrual run"),
+            ("start_reconciliation_runs", "Can start a reconciliation run"),
+            ("import_statements", "Can upload a bank statement"),
+            ("resolve_breaks", "Can resolve a break"),
+            ("create_tenants", "Can create a tenant"),
+            ("create_programs", "Can create a program"),
+            ("create_loans", "Can create a loan"),
+            ("create_clients", "Can create an API client"),
+        ]
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(is_platform=True, tenant_id__isnull=True) | Q(is_platform=False, tenant_id__isnull=False),
+                name="hpts_staff_one_tenant_or_all",
+            )
+        ]
+
+    def __str__(self) -> str:
+        return str(self.user)
 
 
 class AuditRecord(TenantOwned):

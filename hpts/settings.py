@@ -7,6 +7,7 @@ With no `DATABASE_URL` in the environment, the variables of the running embedded
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from ipaddress import ip_network
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -80,12 +81,17 @@ DEFAULT_AUTO_FIELD = "django.db.models.BigAutoField"
 
 # --- Applications ----------------------------------------------------------------------------------------------------
 INSTALLED_APPS = [
+    # Before Django's admin, whose templates it replaces; "Basic" leaves the one site to hpts/admin.py.
+    "unfold.apps.BasicAppConfig",
     "django.contrib.admin",
     "django.contrib.auth",
     "django.contrib.contenttypes",
     "django.contrib.sessions",
     "django.contrib.messages",
     "django.contrib.staticfiles",
+    "axes",
+    "django_otp",
+    "django_otp.plugins.otp_totp",
     "rest_framework",
     "oauth2_provider",
     "drf_spectacular",
@@ -99,10 +105,13 @@ MIDDLEWARE = [
     "hpts.middleware.RequestIdentity",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
+    "hpts.middleware.AdminContentPolicy",
     "hpts.middleware.AdminSessions",
     "hpts.middleware.AdminForgeryProtection",
     "hpts.middleware.AdminUsers",
+    "hpts.middleware.AdminSecondFactor",
     "hpts.middleware.AdminMessages",
+    "hpts.middleware.AdminThrottle",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
 ]
 ROOT_URLCONF = "hpts.urls"
@@ -129,9 +138,40 @@ USE_TZ = True
 TIME_ZONE = "UTC"
 LANGUAGE_CODE = "en-us"
 SECURE_CONTENT_TYPE_NOSNIFF = True
-SESSION_COOKIE_HTTPONLY = True
+
+# --- Who may sign in to the admin ------------------------------------------------------------------------------------
+# A session lasts a shift and ends with the browser. Behind TLS the cookies are bound to this very host by their names.
+SESSION_COOKIE_AGE = env.int("HPTS_ADMIN_SESSION_SECONDS", 28_800)
+SESSION_EXPIRE_AT_BROWSER_CLOSE = True
+SESSION_COOKIE_HTTPONLY = CSRF_COOKIE_HTTPONLY = True
+SESSION_COOKIE_SAMESITE = CSRF_COOKIE_SAMESITE = "Lax"
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEVELOPMENT
-AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
+SESSION_COOKIE_NAME = "hpts-session" if DEVELOPMENT else "__Host-hpts-session"
+CSRF_COOKIE_NAME = "hpts-csrf" if DEVELOPMENT else "__Host-hpts-csrf"
+LOGIN_URL = "/admin/login/"
+AUTH_PASSWORD_VALIDATORS = [
+    {"NAME": "django.contrib.auth.password_validation.UserAttributeSimilarityValidator"},
+    {"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator", "OPTIONS": {"min_length": 12}},
+    {"NAME": "django.contrib.auth.password_validation.CommonPasswordValidator"},
+]
+# The first one refuses who has failed too often; the second one knows passwords.
+AUTHENTICATION_BACKENDS = ["axes.backends.AxesStandaloneBackend", "hpts.access.StaffBackend"]
+# Whether staff need the code of an authenticator application besides their password.
+ADMIN_TWO_FACTOR = env.bool("HPTS_ADMIN_TWO_FACTOR", False)
+OTP_TOTP_ISSUER = "HPTS"
+# A name is refused from an address after so many failures in a row, for so long.
+AXES_FAILURE_LIMIT = env.int("HPTS_ADMIN_LOGIN_FAILURES", 5)
+AXES_COOLOFF_TIME = timedelta(minutes=15)
+AXES_LOCKOUT_PARAMETERS = [["username", "ip_address"]]
+AXES_RESET_ON_SUCCESS = True
+AXES_LOCKOUT_CALLABLE = "hpts.access.locked_out"
+# The log of sign-ins is the audit's; this one would keep a second.
+AXES_DISABLE_ACCESS_LOG = True
+AXES_ENABLE_ADMIN = False
+AXES_VERBOSE = False
+# Its middleware is there, for the admin alone (hpts/middleware.py).
+SILENCED_SYSTEM_CHECKS = ["axes.W002"]
+UNFOLD = {"SITE_TITLE": "HPTS", "SITE_HEADER": "HPTS", "STYLES": [], "SCRIPTS": []}
 
 # --- API -------------------------------------------------------------------------------------------------------------
 MAX_BODY_BYTES = 256 * 1024

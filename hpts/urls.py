@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from django.contrib import admin
 from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import include, path, re_path, register_converter
 
 from hpts import health, oauth, openapi, problems
+from hpts.site import site
 from hpts.views import only_get
 
 
@@ -36,6 +36,11 @@ def home(request: HttpRequest) -> HttpResponse:
     return redirect("/v1/docs")
 
 
+def to_admin(request: HttpRequest) -> HttpResponse:
+    only_get(request)
+    return redirect("/admin/")
+
+
 urlpatterns = [
     path("", home),
     path("v1/health/live", health.live),
@@ -46,7 +51,8 @@ urlpatterns = [
     path("v1/openapi.json", openapi.document),
     path("v1/docs", openapi.docs),
     re_path(r"^problems/(?P<code>[a-z_]{1,64})$", problems.page),
-    path("admin/", admin.site.urls),
+    path("admin", to_admin),
+    path("admin/", site.urls),
     *oauth.urlpatterns,
 ]
 

@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import Any
 
 import msgspec
+from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import current_tenant, tenant_transaction
@@ -39,6 +40,27 @@ def tenant_is_active(tenant_id: str) -> bool:
     """Whether a tenant with this id exists. Opens a transaction of its own: authentication asks before any other."""
     with tenant_transaction(tenant_id) as cursor:
         return bool(_rows(cursor, "SELECT 1 FROM tenant WHERE id = %(tenant)s"))
+
+
+def tenant_directory(*, name: str = "", tenant_id: str | None = None, limit: int = 1) -> list[tuple[str, str]]:
+    """Ids and names of tenants whose name holds a text, or the one with this id. For platform staff: no tenant's transaction,
+    and as hpts_readonly, who alone may ask."""
+    with connections["readonly"].cursor() as cursor:
+        cursor.execute(
+            "SELECT id::text, name FROM tenant_directory(%s::uuid, %s::text, %s::int)", (tenant_id, name, limit)
+        )
+        found: list[tuple[str, str]] = cursor.fetchall()
+        return found
+
+
+def tenant_of_transaction(cursor: CursorWrapper) -> tuple[str, str, str, str, date] | None:
+    """Id, name, currency and time zone of the running transaction's tenant, and which date is today there."""
+    rows = _rows(
+        cursor,
+        """SELECT id::text, name, currency, timezone, (clock_timestamp() AT TIME ZONE timezone)::date
+           FROM tenant WHERE id = %(tenant)s""",
+    )
+    return rows[0] if rows else None
 
 
 def today(cursor: CursorWrapper) -> date:

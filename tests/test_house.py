@@ -330,11 +330,11 @@ def test_the_application_could_not_pass_a_wall(catalog: psycopg.Connection[Any])
     assert roles == [], "these roles must own nothing, belong to nothing and bypass nothing"
 
 
-# The API's clients belong to a tenant and are looked up before a tenant is known; they are no tenant's data.
+# Clients and staff belong to a tenant and are looked up before a tenant is known; they are no tenant's data.
 TENANT_TABLES = """
     SELECT c.oid, c.relname, a.attnum FROM pg_class c
     JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = CASE c.relname WHEN 'tenant' THEN 'id' ELSE 'tenant_id' END
-    WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND c.relname <> 'hpts_apiclient'
+    WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace AND c.relname NOT IN ('hpts_apiclient', 'hpts_staff')
       AND (c.relname = 'tenant' OR a.attname = 'tenant_id')
 """
 

@@ -14,6 +14,20 @@ $$;
 REVOKE ALL ON FUNCTION public.tenant_ids FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION public.tenant_ids TO hpts_app, hpts_readonly;
 
+-- The directory of tenants, for platform staff of the admin who turn from one to another: names and ids, and nothing else.
+-- The application has no need of it, so hpts_readonly alone may ask.
+CREATE FUNCTION public.tenant_directory(wanted uuid, named text, most int)
+RETURNS TABLE (id uuid, name text) LANGUAGE sql STABLE SECURITY DEFINER
+SET search_path = pg_catalog, pg_temp AS $$
+    SELECT t.id, t.name FROM public.tenant t
+    WHERE (wanted IS NULL OR t.id = wanted) AND (named = '' OR strpos(lower(t.name), lower(named)) > 0)
+    ORDER BY t.name, t.id LIMIT most
+$$;
+
+REVOKE ALL ON FUNCTION public.tenant_directory FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION public.tenant_directory TO hpts_readonly;
+
 -- reverse
+DROP FUNCTION public.tenant_directory(uuid, text, int);
 DROP FUNCTION public.tenant_ids();
 DROP POLICY tenant_listed_by_owner ON public.tenant;
