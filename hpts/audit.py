@@ -1,15 +1,17 @@
-"""The audit log: who did what, on which object, when, from where, with which outcome. One function writes it.
+"""The audit log: who did what, on which object, when, from where, with which outcome. One function writes it, one reads it.
 
 A row is never changed and never goes; the walls are migrations/0004_audit.sql. What was done is recorded in the transaction that
 does it, so that one is never there without the other; what was refused, looked at or signed in to has a transaction of its own.
-What has to be recorded is the doors' to say (docs/adr/0045), reading is the admin's.
+What has to be recorded is the doors' to say (docs/adr/0045).
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from django.db.backends.utils import CursorWrapper
 from django.http import HttpRequest
@@ -84,6 +86,58 @@ def record(
             caller.correlation_id,
         ),
     )
+
+
+READ = """
+    SELECT id, occurred_at, actor, action, object_type, object_id, outcome, reason, detail, host(address), user_agent,
+           correlation_id::text
+    FROM audit_record
+    WHERE tenant_id = %(tenant)s
+      AND (%(before)s::bigint IS NULL OR id < %(before)s) AND (%(id)s::bigint IS NULL OR id = %(id)s)
+      AND (%(actor)s::text IS NULL OR actor = %(actor)s) AND (%(action)s::text IS NULL OR action = %(action)s)
+      AND (%(object_id)s::text IS NULL OR object_id = %(object_id)s)
+      AND (%(outcome)s::text IS NULL OR outcome = %(outcome)s)
+      AND (%(since)s::date IS NULL OR occurred_at >= %(since)s::date::timestamp AT TIME ZONE %(zone)s)
+      AND (%(until)s::date IS NULL OR occurred_at < (%(until)s::date + 1)::timestamp AT TIME ZONE %(zone)s)
+    ORDER BY id DESC LIMIT %(limit)s"""
+MEMBERS = (
+    *("id", "occurred_at", "actor", "action", "object_type", "object_id", "outcome", "reason", "detail", "address"),
+    *("user_agent", "correlation_id"),
+)
+
+
+def records(
+    cursor: CursorWrapper,
+    *,
+    zone: str = "UTC",
+    actor: str | None = None,
+    action: str | None = None,
+    object_id: str | None = None,
+    outcome: str | None = None,
+    since: str | None = None,
+    until: str | None = None,
+    record_id: int | None = None,
+    after: Sequence[str] | None = None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Records of the running transaction's tenant, the latest first, behind `after`, the id of the last one seen. `since` and
+    `until` are days in `zone`; a name without a kind is that of a person."""
+    if after is not None and not after[0].isdecimal():
+        return []
+    wanted = {
+        "actor": actor if actor is None or ":" in actor else f"staff:{actor}",
+        "action": action,
+        "object_id": object_id.lower() if object_id else None,
+        "outcome": outcome,
+        "since": since,
+        "until": until,
+        "zone": zone,
+        "id": record_id,
+        "before": min(int(after[0]), 2**63 - 1) if after else None,
+        "limit": limit,
+    }
+    cursor.execute(READ, {"tenant": current_tenant(), **wanted})
+    return [dict(zip(MEMBERS, row, strict=True)) for row in cursor.fetchall()]
 
 
 def _plain(text: str | None) -> str | None:

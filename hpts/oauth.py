@@ -25,6 +25,7 @@ from django.contrib.auth.hashers import PBKDF2PasswordHasher
 from django.core.exceptions import ImproperlyConfigured, SuspiciousOperation
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
+from django.utils import timezone
 from django.utils.module_loading import import_string
 from django.utils.text import slugify
 from django.views.decorators.csrf import csrf_exempt
@@ -34,8 +35,10 @@ from oauth2_provider.oauth2_validators import OAuth2Validator
 from oauth2_provider.scopes import BaseScopes
 from oauthlib.common import Request as TokenRequest
 
-from hpts import problems
+from hpts import audit, problems
+from hpts.audit import Caller
 from hpts.models import ApiClient
+from hpts.tenancy import tenant_transaction
 
 # The scope catalogue: the only list of scopes and of what each of them allows.
 ADMIN = "hpts:admin:"
@@ -63,6 +66,7 @@ UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.AS
 CLIENT_ID = re.compile(r"[A-Za-z0-9._~-]{1,255}", re.ASCII)
 MAX_TOKEN_REQUEST_BYTES = 16 * 1024
 MINIMUM_RSA_BITS = 2048
+BY_COMMAND = Caller("command:create_client")
 
 
 def covers(granted: Collection[str], needed: str) -> bool:
@@ -185,11 +189,18 @@ class GeneratedSecretHasher(PBKDF2PasswordHasher):
 
 # --- Clients ---------------------------------------------------------------------------------------------------------
 def register_client(
-    *, tenant_id: str, scopes: Iterable[str], name: str = "", certificate: bytes | None = None
+    *,
+    tenant_id: str,
+    scopes: Iterable[str],
+    name: str = "",
+    certificate: bytes | None = None,
+    suffix: str = "",
+    by: Caller = BY_COMMAND,
 ) -> tuple[ApiClient, str]:
     """Make a client of a tenant and return it with its secret, which is stored hashed and cannot be had again.
 
-    `certificate` is the client's own, PEM or DER. Raises ValueError with a sentence for the operator.
+    `certificate` is the client's own, PEM or DER; `suffix` is what its id ends in, else chance decides. Raises ValueError with a
+    sentence for the operator.
     """
     wanted = set(scopes)
     if unknown := sorted(wanted - SCOPES.keys()):
@@ -201,8 +212,11 @@ def register_client(
     if not tenant_is_known(tenant_id.lower()):
         raise ValueError(f"There is no active tenant {tenant_id.lower()}.")
     secret = secrets.token_urlsafe(96)  # 128 characters
-    client = ApiClient.objects.create(
-        client_id=f"{slugify(name)[:40] or 'client'}-{secrets.token_hex(8)}",
+    client_id = f"{slugify(name)[:40] or 'client'}-{suffix or secrets.token_hex(8)}"
+    if ApiClient.objects.filter(client_id=client_id).exists():
+        raise ValueError(f"There is a client {client_id} already; its secret was shown when it was made.")
+    client = ApiClient(
+        client_id=client_id,
         client_secret=secret,
         client_type=ApiClient.CLIENT_CONFIDENTIAL,
         authorization_grant_type=ApiClient.GRANT_CLIENT_CREDENTIALS,
@@ -211,7 +225,22 @@ def register_client(
         allowed_scopes=" ".join(scope for scope in SCOPES if scope in wanted),
         certificate_thumbprints=[_thumbprint(certificate)] if certificate else [],
     )
+    with tenant_transaction(tenant_id.lower()) as cursor:
+        client.save(force_insert=True)
+        detail = f"scopes: {client.allowed_scopes}"
+        audit.record(by, "createClient", about=("client", client.client_id), detail=detail, cursor=cursor)
     return client, secret
+
+
+def disable_client(*, tenant_id: str, client_id: str, by: Caller) -> bool:
+    """The client gets no token any more; gives whether there is one. Tokens that it has end within a minute (hpts/auth.py)."""
+    with tenant_transaction(tenant_id) as cursor:
+        client = ApiClient.objects.filter(client_id=client_id, tenant_id=tenant_id).first()
+        if client is not None and client.disabled_at is None:
+            client.disabled_at = timezone.now()
+            client.save(update_fields=["disabled_at", "updated"])
+            audit.record(by, "disableClient", about=("client", client_id), cursor=cursor)
+    return client is not None
 
 
 def _thumbprint(certificate: bytes) -> str:

@@ -278,11 +278,17 @@ class Site(UnfoldAdminSite):  # type: ignore[misc]
         @wraps(view)
         def enter(request: HttpRequest, **arguments: Any) -> HttpResponse:
             access = access_of(request)
-            if door is not None and door.permission is not None and not access.may(door.permission):
-                raise PermissionDenied
-            if door is not None and door.platform and not access.is_platform:
-                raise PermissionDenied("Only platform staff may do this.")
-            return view(request, access, **arguments)
+            try:
+                if door is not None and door.permission is not None and not access.may(door.permission):
+                    raise PermissionDenied
+                if door is not None and door.platform and not access.is_platform:
+                    raise PermissionDenied("Only platform staff may do this.")
+                return view(request, access, **arguments)
+            except PermissionDenied:
+                # What a door does it writes down itself; that it stayed shut is known here.
+                for witness in self.registered.witnesses:
+                    witness(request, door.name if door is not None else view.__name__, arguments, 403)
+                raise
 
         if door is not None and door.half_way:
             return self._half_way(enter)

@@ -12,6 +12,7 @@ import hashlib
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import msgspec
@@ -66,8 +67,12 @@ class Proposal:
     proposed: Proposed
     reason: str
     maker: str
+    proposed_at: datetime
     decision: str | None
     decided_by: str | None
+    decided_at: datetime | None
+    decision_reason: str | None
+    entry_id: str | None
 
 
 # --- The maker -------------------------------------------------------------------------------------------------------
@@ -159,8 +164,8 @@ def find(cursor: CursorWrapper, proposal_id: str) -> Proposal:
     found = queries.proposal(cursor, proposal_id=proposal_id)
     if found is None:
         raise NotFound(f"There is no proposal {proposal_id}.")
-    operation_id, path, body, reason, maker, decision, decided_by = found
-    return Proposal(proposal_id, Proposed(operation_id, path, body), reason, maker, decision, decided_by)
+    operation_id, path, body, *rest = found
+    return Proposal(proposal_id, Proposed(operation_id, path, body), *rest)
 
 
 def _open(cursor: CursorWrapper, caller: Caller, proposal_id: str, *, is_maker: bool) -> Proposal:

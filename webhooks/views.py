@@ -26,13 +26,12 @@ from ledger.idempotency import Call, once
 from ledger.posting import Posting, Touches
 from ledger.serializers import NoQuery, Page
 from ledger.views import LedgerViewSet, answered
-from webhooks import delivery, operations, queries, signing, targets
+from webhooks import operations, queries, signing, targets
 from webhooks import serializers as shapes
 
 SCOPE = "hpts:admin:webhooks"
 # No loan and no period is touched.
 NO_POSTING = Touches(mode="read")
-CANCELLED_AT_ONCE = 10_000
 POLL_SECONDS = 0.25
 
 Members = Mapping[str, Any]
@@ -148,11 +147,7 @@ class WebhookEndpoints(WebhookViewSet):
         with self.read(request) as cursor:
             operations.disable(cursor, webhook_endpoint_id)
             self.record(called_by(request), cursor, {})
-        # Short transactions, since millions may wait. What a broken-off request leaves is sent to nobody.
-        while True:
-            with self.read(request) as cursor:
-                if delivery.cancel(cursor, webhook_endpoint_id, limit=CANCELLED_AT_ONCE) < CANCELLED_AT_ONCE:
-                    break
+        operations.cancel_waiting(caller(request).tenant_id, webhook_endpoint_id)
         gone = HttpResponse(status=204)
         del gone["Content-Type"]
         return gone
