@@ -88,6 +88,15 @@ class Panel:
     width: str
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What another app knows of the thing that a page is about. `show(look, **arguments)` gives None when that is nothing."""
+
+    title: str
+    template: str
+    show: Callable[..., Context | None]
+
+
 class Found(NamedTuple):
     """What a search has found."""
 
@@ -130,6 +139,7 @@ class Registered:
     panels: list[Panel] = field(default_factory=list)
     searches: list[Callable[[Look, str], list[Found]]] = field(default_factory=list)
     offers: dict[str, list[Offer]] = field(default_factory=lambda: defaultdict(list))
+    parts: dict[str, list[Part]] = field(default_factory=lambda: defaultdict(list))
     doors: dict[str, Door] = field(default_factory=dict)
     # Called after a page has been shown or refused, with its name, arguments and status: what an audit writes down.
     witnesses: list[Callable[[HttpRequest, str, Mapping[str, Any], int], None]] = field(default_factory=list)
@@ -180,6 +190,17 @@ class Site(UnfoldAdminSite):  # type: ignore[misc]
         def register(show: Callable[[Look], Context]) -> Callable[[Look], Context]:
             self.registered.panels.append(Panel(place, title, template, show, width))
             self.registered.panels.sort(key=lambda panel: panel.place)
+            return show
+
+        return register
+
+    def part(
+        self, page: str, *, title: str, template: str
+    ) -> Callable[[Callable[..., Context | None]], Callable[..., Context | None]]:
+        """Register what an app adds to another one's page."""
+
+        def register(show: Callable[..., Context | None]) -> Callable[..., Context | None]:
+            self.registered.parts[page].append(Part(title, template, show))
             return show
 
         return register
@@ -345,7 +366,11 @@ class Site(UnfoldAdminSite):  # type: ignore[misc]
                 for offer in self.registered.offers[page.name]
                 if access.may(offer.permission)
             ]
-            return {"title": page.title, "page": page, "offers": offers, **shown}
+            parts = []
+            for part in self.registered.parts[page.name]:
+                if (known := part.show(look, **arguments)) is not None:
+                    parts.append({"title": part.title, "template": part.template, "shown": known})
+            return {"title": page.title, "page": page, "offers": offers, "parts": parts, **shown}
 
         return self.looking(request, access, page.template, show)
 

@@ -21,6 +21,9 @@ PENDING = "PENDING"
 ENCUMBRANCE = "ENCUMBRANCE"
 LAYERS = (SETTLED, PENDING, ENCUMBRANCE)
 
+# How money comes and goes.
+METHODS = ("ach", "wire", "card", "check", "cash", "internal_transfer")
+
 
 class EventKind(StrEnum):
     """The fourteen kinds of the contract, spelled as on the wire."""

@@ -16,8 +16,20 @@ def round_half_even(numerator: int, denominator: int) -> int:
     return quotient
 
 
+def exponent(currency: str) -> int:
+    """How many decimals a currency has."""
+    return Currency(currency).exponent or 0
+
+
 def in_major_units(minor: int, currency: str) -> str:
     """`123456` as `1,234.56`, or as `123,456` and `123.456` where the currency has no or three decimals."""
-    exponent = Currency(currency).exponent or 0
-    whole, part = divmod(abs(minor), 10**exponent)
-    return f"{'-' if minor < 0 else ''}{whole:,}" + (f".{part:0{exponent}d}" if exponent else "")
+    decimals = exponent(currency)
+    whole, part = divmod(abs(minor), 10**decimals)
+    return f"{'-' if minor < 0 else ''}{whole:,}" + (f".{part:0{decimals}d}" if decimals else "")
+
+
+def minor_units(text: str, decimals: int) -> int | None:
+    """`1234.5` as 123450 where there are two decimals; None when it is more exact than that."""
+    whole, _, part = text.partition(".")
+    kept, beyond = part[:decimals], part[decimals:]
+    return None if beyond.strip("0") else int(whole + kept.ljust(decimals, "0"))

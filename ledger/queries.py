@@ -18,7 +18,7 @@ from django.db.backends.utils import CursorWrapper
 from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
-from ledger.events import SETTLED
+from ledger.events import METHODS, SETTLED
 from ledger.state import CHARGED_OFF, REFINANCED
 
 
@@ -960,3 +960,478 @@ def trial_balance_object(balances: Sequence[AccountBalance], currency: str, laye
         "total_dr_minor": str(sum(balance.dr_minor for balance in balances)),
         "total_cr_minor": str(sum(balance.cr_minor for balance in balances)),
     }
+
+
+# --- What the admin shows --------------------------------------------------------------------------------------------
+
+# How many of the latest entries are looked through for what has no index: an amount, a line's reference, a correlation id.
+RECENT_ENTRIES = 50_000
+
+
+def _as_dicts(cursor: CursorWrapper, sql: str, **params: Any) -> list[dict[str, Any]]:
+    cursor.execute(sql, {"tenant": current_tenant(), **params})
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+def _one(cursor: CursorWrapper, sql: str, **params: Any) -> dict[str, Any] | None:
+    found = _as_dicts(cursor, sql, **params)
+    return found[0] if found else None
+
+
+def postings_of_day(cursor: CursorWrapper) -> list[dict[str, Any]]:
+    """How many entries of each kind have been posted since the tenant's day began, and when the last one was. Ids of entries
+    begin with the millisecond of their posting, so that the key finds them."""
+    return _as_dicts(
+        cursor,
+        """SELECT e.event_type, count(*) AS entries, max(e.posted_at) AS last_posted_at
+           FROM tenant n
+           CROSS JOIN LATERAL (
+               SELECT date_trunc('day', clock_timestamp() AT TIME ZONE n.timezone) AT TIME ZONE n.timezone AS began) day
+           JOIN journal_entry e ON e.tenant_id = n.id
+                AND e.id >= (lpad(to_hex((extract(epoch FROM day.began) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
+           WHERE n.id = %(tenant)s GROUP BY e.event_type ORDER BY entries DESC, e.event_type""",
+    )
+
+
+def postings_by_date(cursor: CursorWrapper, *, since: date, until: date) -> list[tuple[date, str, int]]:
+    """How many entries of each kind count for each of the dates."""
+    return _rows(
+        cursor,
+        """SELECT effective_at, event_type, count(*) FROM journal_entry
+           WHERE tenant_id = %(tenant)s AND effective_at BETWEEN %(since)s AND %(until)s
+           GROUP BY effective_at, event_type ORDER BY effective_at""",
+        since=since,
+        until=until,
+    )
+
+
+def account_sums(cursor: CursorWrapper, *, as_of: date) -> list[dict[str, Any]]:
+    """Debits and credits of every account by currency and layer, of entries effective on or before a date."""
+    return _as_dicts(
+        cursor,
+        """SELECT a.code, a.name, a.account_type, a.normal_side, s.currency, s.layer, s.dr, s.cr,
+                  CASE a.normal_side WHEN 'DR' THEN s.dr - s.cr ELSE s.cr - s.dr END AS minor
+           FROM gl_account a
+           JOIN (SELECT j.account_code, j.currency, j.layer,
+                        coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'DR'), 0)::bigint AS dr,
+                        coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'CR'), 0)::bigint AS cr
+                 FROM journal_line j WHERE j.tenant_id = %(tenant)s AND j.effective_at <= %(as_of)s
+                 GROUP BY j.account_code, j.currency, j.layer) s ON s.account_code = a.code
+           WHERE a.tenant_id = %(tenant)s ORDER BY s.currency, s.layer DESC, a.code""",
+        as_of=as_of,
+    )
+
+
+def entries(
+    cursor: CursorWrapper,
+    *,
+    kind: str | None,
+    layer: str | None,
+    since: str | None,
+    until: str | None,
+    reference: str | None,
+    after: tuple[str] | None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Entries that pass the filters, the latest posted first, after one of them. `minor` is the sum of the debits, when they
+    are of one currency."""
+    asked = {
+        "e.event_type = %(kind)s": kind,
+        "e.effective_at >= %(since)s::date": since,
+        "e.effective_at <= %(until)s::date": until,
+        "e.external_ref = %(reference)s": reference,
+        "e.id < %(after)s::uuid": after,
+        """EXISTS (SELECT FROM journal_line j WHERE j.tenant_id = e.tenant_id AND j.entry_id = e.id
+                   AND j.layer = %(layer)s)""": layer,
+    }
+    where = "".join(f" AND {condition}" for condition, value in asked.items() if value is not None)
+    return _as_dicts(
+        cursor,
+        f"""SELECT e.id::text AS entry_id, e.event_type, e.loan_id::text AS loan_id, e.effective_at, e.posted_at, e.external_ref,
+                   e.line_count, d.currency, d.minor, r.id IS NOT NULL AS reversed
+            FROM (SELECT * FROM journal_entry e WHERE e.tenant_id = %(tenant)s{where} ORDER BY e.id DESC LIMIT %(limit)s) e
+            LEFT JOIN journal_entry r ON r.tenant_id = e.tenant_id AND r.reverses_entry_id = e.id
+            LEFT JOIN LATERAL (
+                SELECT CASE WHEN min(j.currency) = max(j.currency) THEN min(j.currency) END AS currency,
+                       CASE WHEN min(j.currency) = max(j.currency) THEN sum(j.amount_minor) END AS minor
+                FROM journal_line j
+                WHERE j.tenant_id = e.tenant_id AND j.entry_id = e.id AND j.direction = 'DR') d ON true
+            ORDER BY e.id DESC""",
+        kind=kind,
+        layer=layer,
+        since=since,
+        until=until,
+        reference=reference,
+        after=after[0] if after else None,
+        limit=limit,
+    )
+
+
+def entry_shown(cursor: CursorWrapper, *, entry_id: str) -> dict[str, Any] | None:
+    """An entry's columns, the head of its document, the idempotency key that posted it and the engine's run that did.
+
+    The key's row is of the same transaction: it is sought among those of the seconds around the posting.
+    """
+    return _one(
+        cursor,
+        f"""SELECT e.id::text AS entry_id, e.event_type, e.loan_id::text AS loan_id, e.effective_at, e.posted_at,
+                   e.correlation_id::text AS correlation_id, e.reverses_entry_id::text AS reverses_entry_id,
+                   e.settles_entry_id::text AS settles_entry_id, e.source_method, e.external_ref, e.line_count, e.facts,
+                   left(e.document, {document.HEAD}) AS head, encode(e.content_hash, 'hex') AS content_hash,
+                   r.id::text AS run_id,
+                   (SELECT k.key FROM idempotency_key k
+                    WHERE k.tenant_id = e.tenant_id AND k.created_at BETWEEN e.posted_at - interval '30 s' AND e.posted_at
+                      AND strpos(k.response, e.id::text) > 0
+                    ORDER BY k.created_at DESC LIMIT 1) AS key
+            FROM journal_entry e
+            LEFT JOIN accrual_run r ON r.tenant_id = e.tenant_id AND r.accrual_date = e.effective_at
+                 AND r.correlation_id = e.correlation_id AND e.event_type = 'accrual'
+            WHERE e.tenant_id = %(tenant)s AND e.id = %(entry)s""",
+        entry=entry_id,
+    )
+
+
+def entry_lines(cursor: CursorWrapper, *, entry_id: str, limit: int) -> list[dict[str, Any]]:
+    """An entry's lines in order, with the names of their accounts."""
+    return _as_dicts(
+        cursor,
+        """SELECT j.sequence, j.account_code, a.name AS account_name, j.direction, j.amount_minor, j.currency, j.layer,
+                  j.loan_id::text AS loan_id, j.external_ref
+           FROM journal_line j JOIN gl_account a ON a.tenant_id = j.tenant_id AND a.code = j.account_code
+           WHERE j.tenant_id = %(tenant)s AND j.entry_id = %(entry)s ORDER BY j.sequence LIMIT %(limit)s""",
+        entry=entry_id,
+        limit=limit,
+    )
+
+
+def entry_sums(cursor: CursorWrapper, *, entry_id: str) -> list[dict[str, Any]]:
+    """Debits and credits of an entry by currency and layer."""
+    return _as_dicts(
+        cursor,
+        """SELECT currency, layer, coalesce(sum(amount_minor) FILTER (WHERE direction = 'DR'), 0)::bigint AS dr,
+                  coalesce(sum(amount_minor) FILTER (WHERE direction = 'CR'), 0)::bigint AS cr
+           FROM journal_line WHERE tenant_id = %(tenant)s AND entry_id = %(entry)s
+           GROUP BY currency, layer ORDER BY currency, layer DESC""",
+        entry=entry_id,
+    )
+
+
+def entry_chain(cursor: CursorWrapper, *, entry_id: str) -> list[dict[str, Any]]:
+    """The entries that an entry hangs together with: what it reverses or settles, and what reverses or settles it, however
+    far; as they were posted."""
+    return _as_dicts(
+        cursor,
+        """WITH RECURSIVE chain (id) AS (
+               SELECT %(entry)s::uuid
+               UNION
+               SELECT linked.id FROM chain c CROSS JOIN LATERAL (
+                   SELECT unnest(ARRAY[e.reverses_entry_id, e.settles_entry_id]) FROM journal_entry e
+                   WHERE e.tenant_id = %(tenant)s AND e.id = c.id
+                   UNION ALL
+                   SELECT e.id FROM journal_entry e WHERE e.tenant_id = %(tenant)s AND e.reverses_entry_id = c.id
+                   UNION ALL
+                   SELECT e.id FROM journal_entry e WHERE e.tenant_id = %(tenant)s AND e.settles_entry_id = c.id) linked (id)
+               WHERE linked.id IS NOT NULL)
+           SELECT e.id::text AS entry_id, e.event_type, e.effective_at, e.posted_at,
+                  e.reverses_entry_id::text AS reverses_entry_id, e.settles_entry_id::text AS settles_entry_id
+           FROM journal_entry e WHERE e.tenant_id = %(tenant)s AND e.id IN (SELECT id FROM chain) ORDER BY e.id LIMIT 100""",
+        entry=entry_id,
+    )
+
+
+def loan_rows(
+    cursor: CursorWrapper,
+    *,
+    on: date,
+    state: str | None,
+    program: str | None,
+    borrower: str | None,
+    after: tuple[str] | None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Loans in order of id that pass the filters, as the API shows them, with program and balances by role."""
+    found = loans(
+        cursor,
+        on=on,
+        program_id=program,
+        borrower_id=borrower,
+        state=state,
+        after=after[0] if after else None,
+        limit=limit,
+    )
+    more = _rows(
+        cursor,
+        """SELECT l.id::text, p.name, l.last_posted_at, coalesce(json_object_agg(a.role, b.balance_minor)
+                  FILTER (WHERE a.role IS NOT NULL AND b.layer = 'SETTLED'), '{}')
+           FROM loan l
+           JOIN program p ON p.tenant_id = l.tenant_id AND p.id = l.program_id
+           LEFT JOIN loan_balance b ON b.tenant_id = l.tenant_id AND b.loan_id = l.id
+           LEFT JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
+           WHERE l.tenant_id = %(tenant)s AND l.id = ANY (%(ids)s::uuid[]) GROUP BY l.id, p.name, l.last_posted_at""",
+        ids=[each["loan_id"] for each in found],
+    )
+    by_id = {loan_id: (name, last, balances) for loan_id, name, last, balances in more}
+    shown = []
+    for each in found:
+        name, last, balances = by_id[each["loan_id"]]
+        owed = {role: balances.get(role, 0) for role in STATED}
+        shown.append(each | owed | {"program_name": name, "last_posted_at": last})
+    return shown
+
+
+def loan_terms_of(cursor: CursorWrapper, *, loan_id: str) -> dict[str, Any] | None:
+    """What the API does not say of a loan: its program's name, how far it is accrued, and what paused it."""
+    return _one(
+        cursor,
+        """SELECT p.name AS program_name, l.version, l.last_effective_at, l.last_posted_at, l.accrued_through,
+                  (SELECT count(*) FROM accrual_pause x WHERE x.tenant_id = l.tenant_id AND x.loan_id = l.id
+                     AND x.reversed_revision IS NULL) AS pauses
+           FROM loan l JOIN program p ON p.tenant_id = l.tenant_id AND p.id = l.program_id
+           WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s""",
+        loan=loan_id,
+    )
+
+
+def loan_balance_rows(cursor: CursorWrapper, *, loan_id: str) -> list[dict[str, Any]]:
+    """A loan's balances by account and layer, as they are now."""
+    return _as_dicts(
+        cursor,
+        """SELECT b.account_code AS code, a.name, b.layer, b.currency, b.balance_minor AS minor
+           FROM loan_balance b JOIN gl_account a ON a.tenant_id = b.tenant_id AND a.code = b.account_code
+           WHERE b.tenant_id = %(tenant)s AND b.loan_id = %(loan)s ORDER BY b.layer DESC, b.account_code""",
+        loan=loan_id,
+    )
+
+
+def account_days(cursor: CursorWrapper, *, code: str, since: date, until: date) -> list[dict[str, Any]]:
+    """What moved an account on each date from `since` on, by currency and layer; a row without a date is all before it."""
+    return _as_dicts(
+        cursor,
+        """SELECT j.currency, j.layer, CASE WHEN j.effective_at >= %(since)s THEN j.effective_at END AS effective_at,
+                  coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'DR'), 0)::bigint AS dr,
+                  coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'CR'), 0)::bigint AS cr
+           FROM journal_line j
+           WHERE j.tenant_id = %(tenant)s AND j.account_code = %(code)s AND j.effective_at <= %(until)s
+           GROUP BY 1, 2, 3 ORDER BY 1, 2 DESC, 3 NULLS FIRST""",
+        code=code,
+        since=since,
+        until=until,
+    )
+
+
+def account_tail(
+    cursor: CursorWrapper, *, code: str, after: tuple[str, str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """An account's lines, the latest posted first, after one of them."""
+    behind = "AND (j.entry_id, j.sequence) < (%(entry)s::uuid, %(sequence)s::smallint)" if after else ""
+    return _as_dicts(
+        cursor,
+        f"""SELECT j.entry_id::text AS entry_id, j.sequence, e.event_type, j.effective_at, e.posted_at, j.direction,
+                   CASE j.direction WHEN 'DR' THEN j.amount_minor END AS dr,
+                   CASE j.direction WHEN 'CR' THEN j.amount_minor END AS cr,
+                   j.currency, j.layer, j.loan_id::text AS loan_id
+            FROM (SELECT * FROM journal_line j
+                  WHERE j.tenant_id = %(tenant)s AND j.account_code = %(code)s {behind}
+                  ORDER BY j.entry_id DESC, j.sequence DESC LIMIT %(limit)s) j
+            JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
+            ORDER BY j.entry_id DESC, j.sequence DESC""",
+        code=code,
+        entry=after[0] if after else None,
+        sequence=after[1] if after else None,
+        limit=limit,
+    )
+
+
+def accrual_run_rows(
+    cursor: CursorWrapper, *, program: str | None, after: tuple[str, str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Accrual runs as the API shows them, with their programs' names and currencies and real instants."""
+    found = accrual_runs(cursor, program_id=program, after=after, limit=limit)
+    names = {
+        program_id: (name, currency)
+        for program_id, name, currency in _rows(
+            cursor,
+            "SELECT id::text, name, currency FROM program WHERE tenant_id = %(tenant)s AND id = ANY (%(ids)s::uuid[])",
+            ids=[each["program_id"] for each in found],
+        )
+    }
+    for each in found:
+        each["program_name"], each["currency"] = names[each["program_id"]]
+        for name in ("started_at", "finished_at"):
+            each[name] = datetime.fromisoformat(each[name]) if name in each else None
+    return found
+
+
+def run_entries(cursor: CursorWrapper, *, run_id: str, limit: int) -> list[dict[str, Any]]:
+    """A run's chunks, in order: how many loans each had, how many it accrued, and when it was done."""
+    return _as_dicts(
+        cursor,
+        """SELECT number, loan_count, accrued_count, total_minor::bigint AS total_minor, done_at FROM accrual_chunk
+           WHERE tenant_id = %(tenant)s AND run_id = %(run)s ORDER BY number LIMIT %(limit)s""",
+        run=run_id,
+        limit=limit,
+    )
+
+
+def programs_behind(cursor: CursorWrapper, *, yesterday: date) -> list[dict[str, Any]]:
+    """Programs that the engine accrues, with the last date that was accrued for each and the day up to which it should be."""
+    return _as_dicts(
+        cursor,
+        """SELECT p.id::text AS program_id, p.name,
+                  (SELECT max(r.accrual_date) FROM accrual_run r
+                   WHERE r.tenant_id = p.tenant_id AND r.program_id = p.id AND r.finished_at IS NOT NULL) AS accrued_through,
+                  %(yesterday)s::date AS due_through
+           FROM program p
+           WHERE p.tenant_id = %(tenant)s AND 'engine' = (
+               SELECT t.accrual_mode FROM program_terms t
+               WHERE t.tenant_id = p.tenant_id AND t.program_id = p.id AND t.effective_at <= %(yesterday)s
+               ORDER BY t.effective_at DESC, t.id DESC LIMIT 1)
+           ORDER BY p.name""",
+        yesterday=yesterday,
+    )
+
+
+def program_rows(cursor: CursorWrapper, *, on: date, after: tuple[str] | None, limit: int) -> list[dict[str, Any]]:
+    """Programs as the API shows them, their waterfall in words."""
+    found = programs(cursor, on=on, after=after[0] if after else None, limit=limit)
+    return [each | {"waterfall": " → ".join(each["waterfall"])} for each in found]
+
+
+def program_terms(cursor: CursorWrapper, *, program_id: str) -> list[dict[str, Any]]:
+    """A program's terms, the latest first; of two for one date the first one holds."""
+    return _as_dicts(
+        cursor,
+        """SELECT effective_at, annual_rate_bps, waterfall, accrual_mode, created_at FROM program_terms
+           WHERE tenant_id = %(tenant)s AND program_id = %(program)s ORDER BY effective_at DESC, id DESC LIMIT 100""",
+        program=program_id,
+    )
+
+
+def period_shown(cursor: CursorWrapper, *, through: str) -> dict[str, Any] | None:
+    """A closed period, with the trial balances that the books had then, as JSON."""
+    return _one(
+        cursor,
+        """SELECT through_date, closed_at, actor, trial_balances FROM period_close
+           WHERE tenant_id = %(tenant)s AND through_date = %(through)s::date""",
+        through=through,
+    )
+
+
+def period_rows(cursor: CursorWrapper, *, after: tuple[str] | None, limit: int) -> list[dict[str, Any]]:
+    """Closed periods, the latest first."""
+    return _as_dicts(
+        cursor,
+        """SELECT through_date, closed_at, actor FROM period_close
+           WHERE tenant_id = %(tenant)s AND (%(before)s::date IS NULL OR through_date < %(before)s::date)
+           ORDER BY through_date DESC LIMIT %(limit)s""",
+        before=after[0] if after else None,
+        limit=limit,
+    )
+
+
+def key_rows(
+    cursor: CursorWrapper, *, prefix: str | None, after: tuple[str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Idempotency keys in order, those that begin with a text."""
+    return _as_dicts(
+        cursor,
+        """SELECT key, created_at, encode(fingerprint, 'hex') AS fingerprint, length(response) AS size FROM idempotency_key
+           WHERE tenant_id = %(tenant)s AND (%(after)s::text IS NULL OR key > %(after)s::text COLLATE "C")
+             AND (%(prefix)s::text IS NULL
+                  OR key >= %(prefix)s::text COLLATE "C" AND key < %(prefix)s::text COLLATE "C" || chr(1114111))
+           ORDER BY key LIMIT %(limit)s""",
+        prefix=prefix,
+        after=after[0] if after else None,
+        limit=limit,
+    )
+
+
+def key_shown(cursor: CursorWrapper, *, key: str) -> dict[str, Any] | None:
+    """A key, and the answer that a replay repeats."""
+    return _one(
+        cursor,
+        """SELECT key, created_at, encode(fingerprint, 'hex') AS fingerprint, left(response, 20000) AS response
+           FROM idempotency_key WHERE tenant_id = %(tenant)s AND key = %(key)s""",
+        key=key,
+    )
+
+
+def outbox_rows(cursor: CursorWrapper, *, after: tuple[str] | None, limit: int) -> list[dict[str, Any]]:
+    """What the outbox holds, the latest first. Its order among one transaction's entries is that of their ids."""
+    return _as_dicts(
+        cursor,
+        """SELECT o.entry_id::text AS entry_id, o.created_xid::text AS created_xid, e.event_type, e.posted_at, e.effective_at
+           FROM (SELECT e.id, e.event_type, e.posted_at, e.effective_at, e.tenant_id, e.created_xid FROM journal_entry e
+                 WHERE e.tenant_id = %(tenant)s AND (%(after)s::uuid IS NULL OR e.id < %(after)s::uuid)
+                 ORDER BY e.id DESC LIMIT %(limit)s) e
+           JOIN outbox_message o ON o.tenant_id = e.tenant_id AND o.created_xid = e.created_xid AND o.entry_id = e.id
+           ORDER BY e.id DESC""",
+        after=after[0] if after else None,
+        limit=limit,
+    )
+
+
+def called(cursor: CursorWrapper, *, uuid: str) -> list[tuple[str, str]]:
+    """What of the books has this id: `(kind, id)`. A borrower is told by the loans."""
+    return _rows(
+        cursor,
+        """SELECT 'entry', id::text FROM journal_entry WHERE tenant_id = %(tenant)s AND id = %(id)s::uuid
+           UNION ALL SELECT 'loan', id::text FROM loan WHERE tenant_id = %(tenant)s AND id = %(id)s::uuid
+           UNION ALL (SELECT 'borrower', id::text FROM loan WHERE tenant_id = %(tenant)s AND borrower_id = %(id)s::uuid
+                      ORDER BY id LIMIT 50)
+           UNION ALL SELECT 'program', id::text FROM program WHERE tenant_id = %(tenant)s AND id = %(id)s::uuid
+           UNION ALL SELECT 'accrual_run', id::text FROM accrual_run WHERE tenant_id = %(tenant)s AND id = %(id)s::uuid""",
+        id=uuid,
+    )
+
+
+def entries_called(cursor: CursorWrapper, *, uuids: Sequence[str]) -> list[str]:
+    """Which of these ids are entries'."""
+    rows = _rows(
+        cursor,
+        "SELECT id::text FROM journal_entry WHERE tenant_id = %(tenant)s AND id = ANY (%(ids)s::uuid[]) ORDER BY id",
+        ids=list(uuids),
+    )
+    return [entry_id for (entry_id,) in rows]
+
+
+def referred(cursor: CursorWrapper, *, reference: str) -> list[dict[str, Any]]:
+    """Entries with this external reference; of lines, those of recent entries."""
+    return _as_dicts(
+        cursor,
+        """WITH known AS (
+               SELECT id FROM journal_entry
+               WHERE tenant_id = %(tenant)s AND external_ref = %(reference)s AND source_method IS NOT NULL
+                 AND source_method = ANY (%(methods)s)
+           ), recent AS (
+               SELECT coalesce((SELECT id FROM journal_entry WHERE tenant_id = %(tenant)s
+                                ORDER BY id DESC OFFSET %(recent)s LIMIT 1),
+                               '00000000-0000-0000-0000-000000000000') AS id
+           )
+           SELECT e.id::text AS entry_id, e.event_type, e.effective_at FROM journal_entry e
+           WHERE e.tenant_id = %(tenant)s AND e.id IN (
+               SELECT id FROM known UNION
+               SELECT j.entry_id FROM journal_line j, recent
+               WHERE j.tenant_id = %(tenant)s AND j.entry_id > recent.id AND j.external_ref = %(reference)s)
+           ORDER BY e.id DESC LIMIT 50""",
+        reference=reference,
+        methods=list(METHODS),
+        recent=RECENT_ENTRIES,
+    )
+
+
+def of_amount(cursor: CursorWrapper, *, minor: Sequence[int]) -> list[dict[str, Any]]:
+    """Recent entries with a line of one of these amounts, the latest first."""
+    return _as_dicts(
+        cursor,
+        """SELECT DISTINCT ON (j.entry_id) j.entry_id::text AS entry_id, e.event_type, e.effective_at, j.amount_minor, j.currency
+           FROM journal_line j JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
+           WHERE j.tenant_id = %(tenant)s AND j.amount_minor = ANY (%(minor)s)
+             AND j.entry_id > coalesce((SELECT id FROM journal_entry WHERE tenant_id = %(tenant)s
+                                        ORDER BY id DESC OFFSET %(recent)s LIMIT 1),
+                                       '00000000-0000-0000-0000-000000000000')
+           ORDER BY j.entry_id DESC LIMIT 50""",
+        minor=list(minor),
+        recent=RECENT_ENTRIES,
+    )

@@ -31,7 +31,7 @@ from hpts.fields import (
     Wire,
 )
 from ledger.chart import RECEIVABLES
-from ledger.events import DIRECTIONS, LAYERS, EventKind
+from ledger.events import DIRECTIONS, LAYERS, METHODS, EventKind
 from ledger.models import ACCOUNT_TYPES, ACCRUAL_MODES, DAY_COUNTS
 
 MAX_BATCH_LOANS = 16_000
@@ -87,7 +87,7 @@ class EntryDirection(Choice):
 
 
 class Method(Choice):
-    choices = ("ach", "wire", "card", "check", "cash", "internal_transfer")
+    choices = METHODS
     schema = _choice_schema(*choices)
 
 

@@ -218,3 +218,187 @@ def latest_statement(cursor: CursorWrapper, *, ref: str, as_of: date) -> tuple[d
         as_of=as_of,
     )
     return (rows[0][0], rows[0][1]) if rows else None
+
+
+# --- What the admin shows --------------------------------------------------------------------------------------------
+
+
+def _as_dicts(cursor: CursorWrapper, sql: str, **params: Any) -> list[dict[str, Any]]:
+    cursor.execute(sql, {"tenant": current_tenant(), **params})
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+_RUN_SHOWN = """SELECT id::text AS run_id, as_of_date, CASE WHEN is_nightly THEN 'nightly' ELSE 'request' END AS trigger, state,
+                       actor, requested_at, started_at, finished_at, matched_count, break_count, mismatched_account_count, detail
+                FROM reconciliation_run WHERE tenant_id = %(tenant)s"""
+
+
+def run_rows(
+    cursor: CursorWrapper, *, state: str | None, after: tuple[str, str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Runs that pass the filter, the latest first, before one of them."""
+    return _as_dicts(
+        cursor,
+        f"""{_RUN_SHOWN} AND (%(state)s::text IS NULL OR state = %(state)s::text)
+              AND (%(at)s::timestamptz IS NULL OR (requested_at, id) < (%(at)s::timestamptz, %(before)s::uuid))
+            ORDER BY requested_at DESC, id DESC LIMIT %(limit)s""",
+        state=state,
+        at=after[0] if after else None,
+        before=after[1] if after else None,
+        limit=limit,
+    )
+
+
+def run_shown(cursor: CursorWrapper, *, run_id: str) -> dict[str, Any] | None:
+    found = _as_dicts(cursor, f"{_RUN_SHOWN} AND id = %(run)s::uuid", run=run_id)
+    return found[0] if found else None
+
+
+def bank_account_rows(cursor: CursorWrapper) -> list[dict[str, Any]]:
+    """Each bank account with its latest statement and how many of its breaks are open, and how much they make."""
+    return _as_dicts(
+        cursor,
+        """SELECT a.ref, a.account_code, a.currency, s.id::text AS statement_id, s.to_date, s.closing_balance_minor,
+                  coalesce(b.breaks, 0) AS open_breaks, coalesce(b.minor, 0)::bigint AS open_minor
+           FROM bank_account a
+           LEFT JOIN LATERAL (
+               SELECT s.id, s.to_date, s.closing_balance_minor FROM bank_statement s
+               WHERE s.tenant_id = a.tenant_id AND s.bank_account_ref = a.ref ORDER BY s.to_date DESC, s.imported_at DESC LIMIT 1) s
+               ON true
+           LEFT JOIN LATERAL (
+               SELECT count(*) AS breaks, sum(b.difference_minor) AS minor FROM reconciliation_break b
+               WHERE b.tenant_id = a.tenant_id AND b.bank_account_ref = a.ref
+                 AND NOT EXISTS (SELECT FROM reconciliation_resolution r
+                                 WHERE r.tenant_id = b.tenant_id AND r.break_id = b.id)) b ON true
+           WHERE a.tenant_id = %(tenant)s ORDER BY a.ref LIMIT 100""",
+    )
+
+
+def statement_rows(
+    cursor: CursorWrapper, *, account: str | None, after: tuple[str, str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Statements, the latest first, with how many of their lines are matched."""
+    return _as_dicts(
+        cursor,
+        """SELECT s.id::text AS statement_id, s.bank_account_ref, a.currency, s.format, s.from_date, s.to_date,
+                  s.opening_balance_minor, s.closing_balance_minor, s.line_count, s.imported_at, s.actor,
+                  (SELECT count(*) FROM bank_match_statement_line x
+                   WHERE x.tenant_id = s.tenant_id AND x.statement_id = s.id) AS matched_count
+           FROM bank_statement s JOIN bank_account a ON a.tenant_id = s.tenant_id AND a.ref = s.bank_account_ref
+           WHERE s.tenant_id = %(tenant)s AND (%(account)s::text IS NULL OR s.bank_account_ref = %(account)s::text)
+             AND (%(to)s::date IS NULL OR (s.to_date, s.id) < (%(to)s::date, %(before)s::uuid))
+           ORDER BY s.to_date DESC, s.id DESC LIMIT %(limit)s""",
+        account=account,
+        to=after[0] if after else None,
+        before=after[1] if after else None,
+        limit=limit,
+    )
+
+
+def line_rows(
+    cursor: CursorWrapper, *, statement: str, currency: str, after: tuple[str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Lines of a statement in its order, each with the match that claims it and the first entry of that match, or its break."""
+    rows = _as_dicts(
+        cursor,
+        """SELECT l.number, l.value_date, l.amount_minor, l.reference, l.description, m.rule,
+                  (SELECT min(j.entry_id::text) FROM bank_match_journal_line j
+                   WHERE j.tenant_id = l.tenant_id AND j.match_id = x.match_id) AS entry_id,
+                  b.id::text AS break_id
+           FROM bank_statement_line l
+           LEFT JOIN bank_match_statement_line x
+                ON x.tenant_id = l.tenant_id AND x.statement_id = l.statement_id AND x.number = l.number
+           LEFT JOIN bank_match m ON m.tenant_id = x.tenant_id AND m.id = x.match_id
+           LEFT JOIN LATERAL (
+               SELECT b.id FROM reconciliation_break b
+               WHERE b.tenant_id = l.tenant_id AND b.statement_id = l.statement_id AND b.number = l.number
+               ORDER BY b.opened_at DESC LIMIT 1) b ON true
+           WHERE l.tenant_id = %(tenant)s AND l.statement_id = %(statement)s::uuid
+             AND (%(after)s::int IS NULL OR l.number > %(after)s::int)
+           ORDER BY l.number LIMIT %(limit)s""",
+        statement=statement,
+        after=after[0] if after else None,
+        limit=limit,
+    )
+    return [
+        row | {"currency": currency, "state": "matched" if row["rule"] else "break" if row["break_id"] else "open"}
+        for row in rows
+    ]
+
+
+_BREAK = """
+    SELECT b.id::text AS break_id, b.kind, b.bank_account_ref, a.currency, b.amount_minor, b.difference_minor, b.value_date,
+           b.reference, b.statement_id::text AS statement_id, b.number, b.entry_id::text AS entry_id, b.opened_at,
+           CASE WHEN r.break_id IS NULL THEN 'open' ELSE 'resolved' END AS state, r.action, r.reason, r.actor, r.resolved_at,
+           r.entry_id::text AS resolving_entry_id,
+           greatest((coalesce(r.resolved_at, clock_timestamp()) AT TIME ZONE t.timezone)::date - b.value_date, 0) AS age_days
+    FROM reconciliation_break b
+    JOIN tenant t ON t.id = b.tenant_id
+    JOIN bank_account a ON a.tenant_id = b.tenant_id AND a.ref = b.bank_account_ref
+    LEFT JOIN reconciliation_resolution r ON r.tenant_id = b.tenant_id AND r.break_id = b.id
+    WHERE b.tenant_id = %(tenant)s
+"""
+
+
+def break_rows(
+    cursor: CursorWrapper,
+    *,
+    state: str | None,
+    kind: str | None,
+    account: str | None,
+    after: tuple[str, str] | None,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Breaks that pass the filters, the oldest money first, after one of them, each with its resolution."""
+    return _as_dicts(
+        cursor,
+        f"""{_BREAK}
+             AND (%(kind)s::text IS NULL OR b.kind = %(kind)s::text)
+             AND (%(account)s::text IS NULL OR b.bank_account_ref = %(account)s::text)
+             AND (%(state)s::text IS NULL OR (r.break_id IS NOT NULL) = (%(state)s::text = 'resolved'))
+             AND (%(day)s::date IS NULL OR (b.value_date, b.id) > (%(day)s::date, %(after)s::uuid))
+            ORDER BY b.value_date, b.id LIMIT %(limit)s""",
+        kind=kind,
+        account=account,
+        state=state,
+        day=after[0] if after else None,
+        after=after[1] if after else None,
+        limit=limit,
+    )
+
+
+def break_shown(cursor: CursorWrapper, *, break_id: str) -> dict[str, Any] | None:
+    """A break with the line of the bank that it is about, and its resolution."""
+    found = _as_dicts(
+        cursor,
+        f"""SELECT b.*, l.description, l.amount_minor AS line_minor FROM ({_BREAK} AND b.id = %(id)s::uuid) b
+            LEFT JOIN bank_statement_line l
+                 ON l.tenant_id = %(tenant)s AND l.statement_id::text = b.statement_id AND l.number = b.number""",
+        id=break_id,
+    )
+    return found[0] if found else None
+
+
+def matches_of_entry(cursor: CursorWrapper, *, entry_id: str) -> list[dict[str, Any]]:
+    """Which lines of the bank an entry's lines are matched with."""
+    return _as_dicts(
+        cursor,
+        """SELECT m.bank_account_ref, m.rule, m.matched_at, x.statement_id::text AS statement_id, x.number
+           FROM bank_match_journal_line j
+           JOIN bank_match m ON m.tenant_id = j.tenant_id AND m.id = j.match_id
+           LEFT JOIN bank_match_statement_line x ON x.tenant_id = j.tenant_id AND x.match_id = j.match_id
+           WHERE j.tenant_id = %(tenant)s AND j.entry_id = %(entry)s::uuid ORDER BY x.statement_id, x.number LIMIT 20""",
+        entry=entry_id,
+    )
+
+
+def called(cursor: CursorWrapper, *, uuid: str) -> list[tuple[str, str]]:
+    """What of reconciliation has this id: `(kind, id)`."""
+    return _rows(
+        cursor,
+        """SELECT 'run', id::text FROM reconciliation_run WHERE tenant_id = %(tenant)s AND id = %(id)s::uuid
+           UNION ALL SELECT 'statement', id::text FROM bank_statement WHERE tenant_id = %(tenant)s AND id = %(id)s::uuid
+           UNION ALL SELECT 'break', id::text FROM reconciliation_break WHERE tenant_id = %(tenant)s AND id = %(id)s::uuid""",
+        id=uuid,
+    )

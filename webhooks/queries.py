@@ -226,3 +226,140 @@ def figures(cursor: CursorWrapper) -> dict[str, Any]:
         **dict.fromkeys(UNDELIVERED, 0),
         **dict(failed),
     }
+
+
+# --- What the admin shows --------------------------------------------------------------------------------------------
+
+
+def _as_dicts(cursor: CursorWrapper, sql: str, **params: Any) -> list[dict[str, Any]]:
+    cursor.execute(sql, {"tenant": current_tenant(), **params})
+    names = [column.name for column in cursor.description or ()]
+    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]
+
+
+# How an endpoint is, in one word: `stuck` is an enabled one whose deliveries fail or wait for longer than a minute.
+_ENDPOINT = """
+    SELECT e.id::text AS endpoint_id, e.url, e.description, e.event_types, e.disabled_reason, e.failing_since, e.last_failed_at,
+           e.paused_until, e.created_at, w.waiting, w.oldest_seconds, u.undelivered, e.state AS enabled,
+           CASE WHEN e.state = 'disabled' THEN 'disabled'
+                WHEN e.failing_since IS NOT NULL THEN 'failing'
+                WHEN w.oldest_seconds > 60 THEN 'stuck' ELSE 'enabled' END AS state
+    FROM webhook_endpoint e
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS waiting,
+               extract(epoch FROM clock_timestamp() - min(d.created_at))::float8 AS oldest_seconds
+        FROM webhook_delivery d
+        WHERE d.tenant_id = e.tenant_id AND d.endpoint_id = e.id AND d.state = 'pending') w
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS undelivered FROM webhook_delivery d
+        WHERE d.tenant_id = e.tenant_id AND d.endpoint_id = e.id AND d.state IN ('exhausted', 'dead', 'cancelled')) u
+    WHERE e.tenant_id = %(tenant)s
+"""
+
+
+def endpoint_rows(cursor: CursorWrapper, *, after: tuple[str] | None, limit: int) -> list[dict[str, Any]]:
+    """Endpoints in order of id, with what waits for each; those that were deleted are shown too."""
+    return _as_dicts(
+        cursor,
+        f"{_ENDPOINT} AND (%(after)s::uuid IS NULL OR e.id > %(after)s::uuid) ORDER BY e.id LIMIT %(limit)s",
+        after=after[0] if after else None,
+        limit=limit,
+    )
+
+
+def troubled_endpoints(cursor: CursorWrapper, *, limit: int) -> list[dict[str, Any]]:
+    """Endpoints that fail, wait or were switched off because they failed, the worst first."""
+    return _as_dicts(
+        cursor,
+        f"""SELECT * FROM ({_ENDPOINT}) shown
+            WHERE state IN ('failing', 'stuck') OR disabled_reason IN ('failing', 'gone')
+            ORDER BY failing_since NULLS LAST, endpoint_id LIMIT %(limit)s""",
+        limit=limit,
+    )
+
+
+def endpoint_shown(cursor: CursorWrapper, *, endpoint_id: str) -> dict[str, Any] | None:
+    """One endpoint; nothing of its secrets."""
+    found = _as_dicts(cursor, f"{_ENDPOINT} AND e.id = %(id)s::uuid", id=endpoint_id)
+    return found[0] if found else None
+
+
+_DELIVERY = """
+    SELECT d.id::text AS delivery_id, d.endpoint_id::text AS endpoint_id, e.url, v.entry_id::text AS entry_id, d.sequence,
+           d.event_type, d.state, d.attempt, d.created_at, d.attempted_at, d.finished_at, d.status_code, d.error,
+           CASE WHEN d.state = 'pending' THEN d.due_at END AS next_attempt_at
+    FROM webhook_delivery d
+    JOIN webhook_endpoint e ON e.tenant_id = d.tenant_id AND e.id = d.endpoint_id
+    LEFT JOIN webhook_event v ON v.tenant_id = d.tenant_id AND v.sequence = d.sequence
+    WHERE d.tenant_id = %(tenant)s
+"""
+
+
+def delivery_rows(
+    cursor: CursorWrapper, *, state: str | None, endpoint: str | None, after: tuple[str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Deliveries that pass the filters, the newest first, after one of them."""
+    asked = {
+        "d.state = %(state)s": state,
+        "d.endpoint_id = %(endpoint)s::uuid": endpoint,
+        "d.id < %(after)s::uuid": after,
+    }
+    where = "".join(f" AND {condition}" for condition, value in asked.items() if value is not None)
+    return _as_dicts(
+        cursor,
+        f"{_DELIVERY}{where} ORDER BY d.id DESC LIMIT %(limit)s",
+        state=state,
+        endpoint=endpoint,
+        after=after[0] if after else None,
+        limit=limit,
+    )
+
+
+def delivery_shown(cursor: CursorWrapper, *, delivery_id: str) -> dict[str, Any] | None:
+    found = _as_dicts(cursor, f"{_DELIVERY} AND d.id = %(id)s::uuid", id=delivery_id)
+    return found[0] if found else None
+
+
+def deliveries_of_entry(cursor: CursorWrapper, *, entry_id: str) -> list[dict[str, Any]]:
+    """Where an entry's event went, and what became of it."""
+    return _as_dicts(
+        cursor,
+        """SELECT v.sequence, v.relayed_at, d.id::text AS delivery_id, d.endpoint_id::text AS endpoint_id, e.url, d.state,
+                  d.attempt, d.finished_at
+           FROM webhook_event v
+           LEFT JOIN webhook_endpoint e ON e.tenant_id = v.tenant_id
+           LEFT JOIN webhook_delivery d ON d.tenant_id = v.tenant_id AND d.endpoint_id = e.id AND d.sequence = v.sequence
+           WHERE v.tenant_id = %(tenant)s AND v.entry_id = %(entry)s::uuid ORDER BY e.id LIMIT 100""",
+        entry=entry_id,
+    )
+
+
+def called(cursor: CursorWrapper, *, uuid: str) -> list[tuple[str, str]]:
+    """What of the webhooks has this id: `(kind, id)`."""
+    return _rows(
+        cursor,
+        """SELECT 'endpoint', id::text FROM webhook_endpoint WHERE tenant_id = %(tenant)s AND id = %(id)s::uuid
+           UNION ALL SELECT 'delivery', id::text FROM webhook_delivery WHERE tenant_id = %(tenant)s AND id = %(id)s::uuid""",
+        id=uuid,
+    )
+
+
+def backlog(cursor: CursorWrapper) -> dict[str, Any]:
+    """How many entries wait for their place in the feed and since when, and how many deliveries have failed for good."""
+    return _as_dicts(
+        cursor,
+        """WITH head AS (SELECT sequence, created_xid, entry_id FROM webhook_event
+                         WHERE tenant_id = %(tenant)s ORDER BY sequence DESC LIMIT 1),
+                waiting AS (
+                    SELECT count(*) AS entries, min(e.posted_at) AS since
+                    FROM outbox_message o JOIN journal_entry e ON e.tenant_id = o.tenant_id AND e.id = o.entry_id
+                    WHERE o.tenant_id = %(tenant)s
+                      AND (o.created_xid, o.entry_id) > (coalesce((SELECT created_xid FROM head), '0'), coalesce(
+                          (SELECT entry_id FROM head), '00000000-0000-0000-0000-000000000000')))
+           SELECT coalesce((SELECT sequence FROM head), 0) AS events, w.entries AS waiting,
+                  extract(epoch FROM clock_timestamp() - w.since)::float8 AS waiting_seconds,
+                  (SELECT count(*) FROM webhook_endpoint e WHERE e.tenant_id = %(tenant)s AND e.state = 'enabled') AS endpoints,
+                  (SELECT count(*) FROM webhook_delivery d
+                   WHERE d.tenant_id = %(tenant)s AND d.state IN ('exhausted', 'dead', 'cancelled')) AS undelivered
+           FROM waiting w""",
+    )[0]
