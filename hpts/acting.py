@@ -152,9 +152,7 @@ def perform(
     try:
         return do(doing)
     except Problem as problem:
-        audit.record(
-            caller, operation, about=about, outcome=audit.REFUSED, detail=f"{problem.code}: {problem.detail}"
-        )
+        audit.record(caller, operation, about=about, outcome=audit.REFUSED, detail=f"{problem.code}: {problem.detail}")
         show_problem(form, problem)
         return None
     except Exception as error:

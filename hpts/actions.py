@@ -19,7 +19,9 @@ MAX_CERTIFICATE_BYTES = 64 * 1024
 
 
 class ClientForm(ActForm):
-    name = forms.CharField(max_length=Name.longest, help_text="What the client is called in lists, and how its id begins.")
+    name = forms.CharField(
+        max_length=Name.longest, help_text="What the client is called in lists, and how its id begins."
+    )
     scopes = forms.MultipleChoiceField(
         choices=[(scope, f"{scope}: {does}") for scope, does in oauth.SCOPES.items()],
         widget=forms.CheckboxSelectMultiple,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 from axes.signals import user_locked_out
 from django.contrib.auth.models import User
@@ -71,11 +71,15 @@ def _listed(look: Look, page: str, title: str, note: str) -> Context:
     "audit/", "audit", title="Audit", template="books/list.html", permission=VIEW_AUDIT, section="Access", icon="policy"
 )
 def audit_log(look: Look) -> Context:
-    note = "Who signed in, looked at a loan, did something or was refused, in this tenant. Nothing here is ever changed."
+    note = (
+        "Who signed in, looked at a loan, did something or was refused, in this tenant. Nothing here is ever changed."
+    )
     return _listed(look, "audit_record", "Audit", note)
 
 
-@site.page("audit/<int:record_id>/", "audit_record", title="Record", template="books/record.html", permission=VIEW_AUDIT)
+@site.page(
+    "audit/<int:record_id>/", "audit_record", title="Record", template="books/record.html", permission=VIEW_AUDIT
+)
 def audit_record(look: Look, record_id: int) -> Context:
     return {"record": _one(look, record_id), "crumbs": [("Audit", reverse("admin:audit"))]}
 
@@ -159,7 +163,7 @@ def audit_export(request: HttpRequest, access: Access) -> HttpResponse:
     audit.record(Caller.of(request, access.actor, tenant_id), "exportAudit", about=about, detail=asked)
     response = StreamingHttpResponse(_lines(tenant_id, zone, answers), content_type="text/csv; charset=utf-8")
     response["Content-Disposition"] = 'attachment; filename="audit.csv"'
-    return response
+    return cast(HttpResponse, response)
 
 
 def _lines(tenant_id: str, zone: str, answers: Mapping[str, str | None]) -> Iterator[str]:
@@ -216,7 +220,9 @@ def signed_out(request: HttpRequest | None, user: Any, **_: Any) -> None:
 @receiver(user_login_failed)
 def not_signed_in(credentials: Mapping[str, Any], request: HttpRequest | None = None, **_: Any) -> None:
     if request is not None and request.META:
-        audit.record(_named(request, credentials.get("username")), "signIn", outcome=REFUSED, detail="wrong_credentials")
+        audit.record(
+            _named(request, credentials.get("username")), "signIn", outcome=REFUSED, detail="wrong_credentials"
+        )
 
 
 @receiver(user_locked_out)

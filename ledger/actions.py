@@ -31,7 +31,7 @@ from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
 from ledger.events import LAYERS
 from ledger.idempotency import Call, fingerprint, once
-from ledger.models import ACCRUAL_MODES, DAY_COUNTS
+from ledger.models import DAY_COUNTS
 from ledger.money import exponent, minor_units
 from ledger.operations import Write
 from ledger.posting import Origin
@@ -145,7 +145,10 @@ class ProgramForm(ActForm):
     )
     accrual_mode = forms.ChoiceField(
         label="Interest is accrued by",
-        choices=[(mode, {"client": "the client, in batches", "engine": "the engine, each night"}[mode]) for mode in ACCRUAL_MODES],
+        choices=[
+            (mode, {"client": "the client, in batches", "engine": "the engine, each night"}[mode])
+            for mode in ACCRUAL_MODES
+        ],
     )
 
 
@@ -214,7 +217,9 @@ def create_loan(doing: Doing) -> Done:
             program = queries.program(cursor, program_id=body["program_id"], on=queries.today(cursor))
         if program is None:
             raise NotFound(f"There is no program {body['program_id']}.")
-        body["principal_limit_minor"] = in_minor("principal_limit", doing.filled["principal_limit"], program["currency"])
+        body["principal_limit_minor"] = in_minor(
+            "principal_limit", doing.filled["principal_limit"], program["currency"]
+        )
     made = run(doing, operations.create_loan, body, {})
     return Done("The loan has been made.", reverse("admin:loan", kwargs={"loan_id": made["loan_id"]}))
 
@@ -273,7 +278,9 @@ class LineForm(forms.Form):
         account: Any = self.fields["account_code"]
         account.choices = [("", "choose"), *accounts]
         for name, each in self.fields.items():
-            each.widget.attrs["aria-label"] = f"{each.label or name.capitalize()} of line {int((self.prefix or '-0').rpartition('-')[2]) + 1}"
+            each.widget.attrs["aria-label"] = f"{each.label or name.capitalize()} of {self.prefix}"
+                f"{each.label or name.capitalize()} of line {int((self.prefix or '-0').rpartition('-')[2]) + 1}"
+            )
 
     def clean(self) -> dict[str, Any]:
         filled = super().clean() or {}
@@ -305,9 +312,7 @@ def propose_reversal(request: HttpRequest, access: Access, entry_id: str) -> Htt
     return _propose(request, access, form, [], proposed, title=title, back=back, about=("entry", entry_id))
 
 
-@site.door(
-    "proposals/new/", "propose_adjustment", title="Propose an adjustment", permission=PROPOSE
-)
+@site.door("proposals/new/", "propose_adjustment", title="Propose an adjustment", permission=PROPOSE)
 def propose_adjustment(request: HttpRequest, access: Access) -> HttpResponse:
     """An accountant's own lines, looked at before they are proposed."""
     if access.tenant_id is None:
@@ -330,7 +335,9 @@ def propose_adjustment(request: HttpRequest, access: Access) -> HttpResponse:
         said = [each.cleaned_data for each in lines if each.cleaned_data.get("account_code")]
         return Proposed("createJournalEntry", {}, body | {"lines": [_line(each, filled) for each in said]})
 
-    return _propose(request, access, form, lines, proposed, title="Propose an adjustment", back=reverse("admin:proposals"))
+    return _propose(
+        request, access, form, lines, proposed, title="Propose an adjustment", back=reverse("admin:proposals")
+    )
 
 
 def _line(said: Mapping[str, Any], filled: Mapping[str, Any]) -> dict[str, str]:
@@ -359,7 +366,11 @@ def _propose(
 ) -> HttpResponse:
     """The form; with `preview` the lines that it would post; with `propose` it is kept for another person."""
     preview: Preview | None = None
-    if request.method == "POST" and "more" not in request.POST and all([form.is_valid(), *(each.is_valid() for each in lines)]):
+    if (
+        request.method == "POST"
+        and "more" not in request.POST
+        and all([form.is_valid(), *(each.is_valid() for each in lines)])
+    ):
         if "propose" in request.POST:
 
             def do(doing: Doing) -> Done:
@@ -375,7 +386,13 @@ def _propose(
                 preview = proposals.preview(caller_of(request, access), proposed(form.cleaned_data))
             except Problem as problem:
                 show_problem(form, problem)
-    context = {"title": title, "form": form, "lines": lines, "back": back, "entry": preview and shown_entry(access, preview)}
+    context = {
+        "title": title,
+        "form": form,
+        "lines": lines,
+        "back": back,
+        "entry": preview and shown_entry(access, preview),
+    }
     status = 422 if request.method == "POST" and preview is None and "more" not in request.POST else 200
     return render(request, "books/ledger/propose.html", site.each_context(request) | context, status=status)
 
@@ -385,9 +402,7 @@ def _propose(
 OPERATIONS = {"createReversal": "reversal", "createJournalEntry": "adjustment", "resolveBreak": "adjustment of a break"}
 
 
-@site.page(
-    "proposals/", "proposals", title="Proposals", template="books/list.html", section="Books", icon="rule"
-)
+@site.page("proposals/", "proposals", title="Proposals", template="books/list.html", section="Books", icon="rule")
 def listed_proposals(look: Look) -> Context:
     def fetch(*args: Any, **asked: Any) -> list[dict[str, Any]]:
         rows = queries.proposal_rows(*args, **asked)
@@ -406,7 +421,7 @@ def listed_proposals(look: Look) -> Context:
         Column("Entry", "entry_id", "id", page="entry"),
         filters=(Filter("state", "State", "choice", choices(queries.PROPOSAL_STATES)), Filter("maker", "Proposed by")),
         place=("proposed_at", "proposal_id"),
-        empty="Nobody has proposed a correction yet. A reversal is proposed on its entry's page, an adjustment by the button above.",
+        empty="Nobody has proposed a correction yet. A reversal is proposed on its entry's page, an adjustment by the button.",
     )
 
 
@@ -428,7 +443,13 @@ def proposal(request: HttpRequest, access: Access, proposal_id: str) -> HttpResp
         if form.is_valid():
             operation = f"{decision}Proposal"
             done = perform(
-                request, access, form, operation, ("proposal", proposal_id), {"proposal_id": proposal_id}, DECISIONS[decision]
+                request,
+                access,
+                form,
+                operation,
+                ("proposal", proposal_id),
+                {"proposal_id": proposal_id},
+                DECISIONS[decision],
             )
             if done is not None:
                 messages.success(request, done.message)

@@ -19,6 +19,7 @@ from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
 from ledger.events import METHODS, SETTLED
+from ledger.models import PROPOSAL_DECISIONS
 from ledger.state import CHARGED_OFF, REFINANCED
 
 

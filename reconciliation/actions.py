@@ -1,5 +1,5 @@
-"""What may be done with bank accounts in the admin: upload a statement, start a run, resolve a break. Doors to importing.py, runs.py
-and resolution.py; what would post an entry is proposed (ledger/proposals.py).
+"""What may be done with bank accounts in the admin: upload a statement, start a run, resolve a break. Doors to importing.py,
+runs.py and resolution.py; what would post an entry is proposed (ledger/proposals.py).
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ class StatementForm(ActForm):
 def import_statement(doing: Doing) -> Done:
     upload = doing.filled["file"]
     if upload.size > MAX_FILE_BYTES:
-        too_long = FieldProblem("file", "too_long", f"A statement file has at most {MAX_FILE_BYTES // 1024 // 1024} MiB.")
+        too_long = FieldProblem(
+            "file", "too_long", f"A statement file has at most {MAX_FILE_BYTES // 1024 // 1024} MiB."
+        )
         raise ValidationFailed("The statement was not imported.", [too_long])
     said = parse(doing.body("bank_account_ref", "format", "account_code"), shapes.ImportQuery)
     file = read_file(
@@ -110,7 +112,9 @@ class ResolutionForm(ActForm):
         widget=forms.RadioSelect,
         initial="match",
     )
-    journal_entry_id = forms.CharField(label="Journal entry", required=False, help_text="To match: the entry's whole id.")
+    journal_entry_id = forms.CharField(
+        label="Journal entry", required=False, help_text="To match: the entry's whole id."
+    )
     account_code = forms.RegexField(
         r"\A[0-9]{4}\Z", label="Account", required=False, help_text="To adjust: the account on the other side."
     )

@@ -49,7 +49,9 @@ def request_once(call: Call, as_of: date | None) -> Answer:
     def work(posting: Posting) -> dict[str, Any]:
         day = as_of or posting.today
         if day > posting.today:
-            later = FieldProblem("as_of_date", "out_of_range", f"The date lies in the future: today is {posting.today}.")
+            later = FieldProblem(
+                "as_of_date", "out_of_range", f"The date lies in the future: today is {posting.today}."
+            )
             raise ValidationFailed("One or more fields are not valid.", [later])
         run_id = request_run(posting.cursor, as_of=day, actor=call.origin.actor)
         assert run_id is not None  # Only nights are one of a kind.
