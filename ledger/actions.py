@@ -145,10 +145,7 @@ class ProgramForm(ActForm):
     )
     accrual_mode = forms.ChoiceField(
         label="Interest is accrued by",
-        choices=[
-            (mode, {"client": "the client, in batches", "engine": "the engine, each night"}[mode])
-            for mode in ACCRUAL_MODES
-        ],
+        choices=[("client", "the client, in batches"), ("engine", "the engine, each night")],
     )
 
 
@@ -279,8 +276,6 @@ class LineForm(forms.Form):
         account.choices = [("", "choose"), *accounts]
         for name, each in self.fields.items():
             each.widget.attrs["aria-label"] = f"{each.label or name.capitalize()} of {self.prefix}"
-                f"{each.label or name.capitalize()} of line {int((self.prefix or '-0').rpartition('-')[2]) + 1}"
-            )
 
     def clean(self) -> dict[str, Any]:
         filled = super().clean() or {}
