@@ -208,6 +208,8 @@ def password_of_person(request: HttpRequest, access: Access, person_id: int) -> 
 @site.door("two-factor/", "second_factor", title="Second factor", permission=None, half_way=True)
 def second_factor(request: HttpRequest, access: Access) -> HttpResponse:
     """Shows a new person the secret for the authenticator application, and asks everybody for its code."""
+    if not settings.ADMIN_TWO_FACTOR:
+        raise Http404("No second factor is asked for here.")
     device = TOTPDevice.objects.filter(user=access.user).order_by("-confirmed", "id").first()
     if device is None:
         device = TOTPDevice.objects.create(user=access.user, name="authenticator", confirmed=False)

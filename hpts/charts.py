@@ -64,7 +64,7 @@ def columns(
     room, across = height - TOP - BOTTOM, (WIDTH - LEFT - RIGHT) / max(len(dates), 1)
     shapes, labels, table = [], [], []
     for place, day in enumerate(dates):
-        top, x = height - BOTTOM, LEFT + place * across
+        top, x = float(height - BOTTOM), LEFT + place * across
         for number, (name, values) in enumerate(stacks.items(), start=1):
             count = values.get(day, 0)
             if count:

@@ -306,6 +306,9 @@ class Supervisor:
         loans = ("--loans", os.environ["HPTS_DEMO_LOANS"]) if "HPTS_DEMO_LOANS" in os.environ else ()
         console.print("Making the demo book, once for this database ...")
         seeded: dict[str, str] = json.loads(self._manage("seed_demo", "--json", *loans))
+        # So that there is something to look at: a statement with breaks, and an endpoint that nobody answers.
+        self._manage("seed_demo_bank", "--tenant", seeded["tenant_id"])
+        self._manage("seed_demo_webhooks", "--tenant", seeded["tenant_id"])
         embedded.write_private(self.remembered, json.dumps(seeded, indent=2))
         return seeded
 

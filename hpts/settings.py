@@ -258,5 +258,10 @@ LOGGING = {
     "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
     "root": {"handlers": ["console"], "level": env.str("HPTS_LOG_LEVEL", "INFO")},
     # A refusal is an answer, not an event of the log; what goes wrong is logged by hpts.problems.
-    "loggers": {"django": {"handlers": [], "propagate": True}, "django.request": {"level": "CRITICAL"}},
+    "loggers": {
+        "django": {"handlers": [], "propagate": True},
+        "django.request": {"level": "CRITICAL"},
+        # Says of each sign-in that nothing is wrong.
+        "axes": {"level": "WARNING"},
+    },
 }

@@ -270,8 +270,15 @@ class Site(UnfoldAdminSite):  # type: ignore[misc]
         def guarded(request: HttpRequest, *args: Any, **arguments: Any) -> Any:
             if super(Site, self).has_permission(request) and needs_second_factor(request):
                 return redirect(f"{reverse('admin:second_factor')}?{urlencode({'next': request.get_full_path()})}")
+            return inner(request, *args, **arguments)
+
+        return self._with_refusals(guarded)
+
+    def _with_refusals(self, view: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(view)
+        def guarded(request: HttpRequest, *args: Any, **arguments: Any) -> Any:
             try:
-                return inner(request, *args, **arguments)
+                return view(request, *args, **arguments)
             except Http404 as error:
                 return self.refusal(request, 404, "Not found", str(error) or "There is no such thing in these books.")
             except PermissionDenied as error:
@@ -325,7 +332,7 @@ class Site(UnfoldAdminSite):  # type: ignore[misc]
                 return redirect("admin:login")
             return view(request, **arguments)
 
-        return enter
+        return self._with_refusals(enter)
 
     # --- Looking -----------------------------------------------------------------------------------------------------
 

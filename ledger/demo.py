@@ -64,6 +64,7 @@ class Product:
     share: int
     amounts: tuple[int, int]
     months: tuple[int, ...]
+    accrual_mode: str = "client"
 
     @property
     def program_id(self) -> str:
@@ -74,6 +75,8 @@ PRODUCTS = (
     Product("Personal Installment", "USD", 1199, "ACT_365", 60, (150_000, 1_500_000), (6, 9, 12, 18, 24)),
     Product("Auto", "USD", 649, "30_360", 25, (1_200_000, 4_200_000), (36, 48, 60)),
     Product("Euro Working Capital", "EUR", 825, "ACT_360", 15, (500_000, 3_500_000), (6, 12)),
+    # Each night the engine accrues these; the first one catches up with everything since they were opened.
+    Product("Bridge", "USD", 975, "ACT_360", 8, (300_000, 900_000), (12, 18), "engine"),
 )
 PROGRAM_ID = PRODUCTS[0].program_id
 LATE_FEE = 2_500
@@ -129,7 +132,7 @@ def _plan(number: int, today: date) -> tuple[Plan, Random]:
         months=dice.choice(product.months),
         own_rate_bps=product.annual_rate_bps + dice.choice((-150, -50, 100, 275)) if dice.random() < 0.12 else None,
         limit_minor=amount if dice.random() < 0.5 else None,
-        habit=dice.choices(list(habits), list(habits.values()))[0],
+        habit="punctual" if product.accrual_mode == "engine" else dice.choices(list(habits), list(habits.values()))[0],
     ), dice
 
 
@@ -389,6 +392,8 @@ def _happenings(loans: int, today: date, beginning: date) -> Iterator[Happening]
     for currency in sorted({product.currency for product in PRODUCTS}):
         yield _funding(currency, beginning, 1_500_000 * max(loans, 1))
     for product in PRODUCTS:
+        if product.accrual_mode == "engine":
+            continue
         day = _month_end(beginning)
         while day <= today:
             plans = [plan for plan, start, end in drawn if plan.product is product and start < day < end]
@@ -471,7 +476,7 @@ def _make_programs(cursor: CursorWrapper) -> None:
             annual_rate_bps=product.annual_rate_bps,
             day_count_convention=product.day_count,
             waterfall=RECEIVABLES,
-            accrual_mode="client",
+            accrual_mode=product.accrual_mode,
         )
 
 

@@ -1078,7 +1078,8 @@ def entry_shown(cursor: CursorWrapper, *, entry_id: str) -> dict[str, Any] | Non
         cursor,
         f"""SELECT e.id::text AS entry_id, e.event_type, e.loan_id::text AS loan_id, e.effective_at, e.posted_at,
                    e.correlation_id::text AS correlation_id, e.reverses_entry_id::text AS reverses_entry_id,
-                   e.settles_entry_id::text AS settles_entry_id, e.source_method, e.external_ref, e.line_count, e.facts,
+                   e.settles_entry_id::text AS settles_entry_id, e.source_method, e.external_ref, e.line_count,
+                   e.facts::json AS facts,
                    left(e.document, {document.HEAD}) AS head, encode(e.content_hash, 'hex') AS content_hash,
                    r.id::text AS run_id,
                    (SELECT k.key FROM idempotency_key k
@@ -1244,6 +1245,35 @@ def account_tail(
     )
 
 
+def cash_lines(
+    cursor: CursorWrapper, *, code: str, currency: str, since: date, until: date
+) -> tuple[int, list[tuple[date, int, str | None]]]:
+    """An account's settled balance before a date, debit positive, and its lines from then to another one: date, net amount and
+    the entry's reference. What a bank's statement would show."""
+    ((before,),) = _rows(
+        cursor,
+        """SELECT coalesce(sum(CASE direction WHEN 'DR' THEN amount_minor ELSE -amount_minor END), 0)::bigint FROM journal_line
+           WHERE tenant_id = %(tenant)s AND account_code = %(code)s AND currency = %(currency)s AND layer = 'SETTLED'
+             AND effective_at < %(since)s""",
+        code=code,
+        currency=currency,
+        since=since,
+    )
+    lines = _rows(
+        cursor,
+        """SELECT j.effective_at, CASE j.direction WHEN 'DR' THEN j.amount_minor ELSE -j.amount_minor END, e.external_ref
+           FROM journal_line j JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
+           WHERE j.tenant_id = %(tenant)s AND j.account_code = %(code)s AND j.currency = %(currency)s AND j.layer = 'SETTLED'
+             AND j.effective_at BETWEEN %(since)s AND %(until)s
+           ORDER BY j.effective_at, j.entry_id, j.sequence""",
+        code=code,
+        currency=currency,
+        since=since,
+        until=until,
+    )
+    return before, lines
+
+
 def accrual_run_rows(
     cursor: CursorWrapper, *, program: str | None, after: tuple[str, str] | None, limit: int
 ) -> list[dict[str, Any]]:
@@ -1398,7 +1428,7 @@ def entries_called(cursor: CursorWrapper, *, uuids: Sequence[str]) -> list[str]:
 
 
 def referred(cursor: CursorWrapper, *, reference: str) -> list[dict[str, Any]]:
-    """Entries with this external reference; of lines, those of recent entries."""
+    """The payments with this external reference; when there is none, recent entries with a line that has it."""
     return _as_dicts(
         cursor,
         """WITH known AS (
@@ -1414,7 +1444,8 @@ def referred(cursor: CursorWrapper, *, reference: str) -> list[dict[str, Any]]:
            WHERE e.tenant_id = %(tenant)s AND e.id IN (
                SELECT id FROM known UNION
                SELECT j.entry_id FROM journal_line j, recent
-               WHERE j.tenant_id = %(tenant)s AND j.entry_id > recent.id AND j.external_ref = %(reference)s)
+               WHERE j.tenant_id = %(tenant)s AND j.entry_id > recent.id AND j.external_ref = %(reference)s
+                 AND NOT EXISTS (SELECT FROM known))
            ORDER BY e.id DESC LIMIT 50""",
         reference=reference,
         methods=list(METHODS),

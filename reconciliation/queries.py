@@ -264,8 +264,8 @@ def bank_account_rows(cursor: CursorWrapper) -> list[dict[str, Any]]:
            FROM bank_account a
            LEFT JOIN LATERAL (
                SELECT s.id, s.to_date, s.closing_balance_minor FROM bank_statement s
-               WHERE s.tenant_id = a.tenant_id AND s.bank_account_ref = a.ref ORDER BY s.to_date DESC, s.imported_at DESC LIMIT 1) s
-               ON true
+               WHERE s.tenant_id = a.tenant_id AND s.bank_account_ref = a.ref
+               ORDER BY s.to_date DESC, s.imported_at DESC LIMIT 1) s ON true
            LEFT JOIN LATERAL (
                SELECT count(*) AS breaks, sum(b.difference_minor) AS minor FROM reconciliation_break b
                WHERE b.tenant_id = a.tenant_id AND b.bank_account_ref = a.ref
