@@ -372,7 +372,7 @@ def _propose(
                 proposal_id = proposals.propose(doing.caller, doing.key, proposed(doing.filled))
                 return Done("Proposed: another person approves or rejects it.", proposal_url(proposal_id))
 
-            done = perform(request, access, form, "proposeProposal", about, {}, do)
+            done = perform(request, access, form, "createProposal", about, {}, do)
             if done is not None:
                 messages.success(request, done.message)
                 return redirect(done.url)
@@ -389,7 +389,8 @@ def _propose(
         "entry": preview and shown_entry(access, preview),
     }
     status = 422 if request.method == "POST" and preview is None and "more" not in request.POST else 200
-    return render(request, "books/ledger/propose.html", site.each_context(request) | context, status=status)
+    whole = site.each_context(request) | context | {"tenant": site.tenant_of(access)}
+    return render(request, "books/ledger/propose.html", whole, status=status)
 
 
 # --- The checker -----------------------------------------------------------------------------------------------------
@@ -465,8 +466,10 @@ def proposal(request: HttpRequest, access: Access, proposal_id: str) -> HttpResp
         "may_withdraw": access.may(PROPOSE),
     }
     status = 422 if request.method == "POST" else 200
-    with timezone.override(_zone(access)):
-        return render(request, "books/ledger/proposal.html", site.each_context(request) | context, status=status)
+    tenant = site.tenant_of(access)
+    with timezone.override(zoneinfo.ZoneInfo(tenant.timezone if tenant else "UTC")):
+        whole = site.each_context(request) | context | {"tenant": tenant}
+        return render(request, "books/ledger/proposal.html", whole, status=status)
 
 
 def _found(access: Access, proposal_id: str) -> Proposal:
@@ -475,12 +478,6 @@ def _found(access: Access, proposal_id: str) -> Proposal:
             return proposals.find(cursor, proposal_id)
         except NotFound as error:
             raise Http404(error.detail) from None
-
-
-def _zone(access: Access) -> zoneinfo.ZoneInfo:
-    with tenant_transaction(str(access.tenant_id), using=READS) as cursor:
-        tenant = site.tenant(cursor)
-    return zoneinfo.ZoneInfo(tenant.timezone if tenant else "UTC")
 
 
 def _previewed(request: HttpRequest, access: Access, found: Proposal) -> tuple[Preview | None, Problem | None]:

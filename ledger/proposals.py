@@ -111,7 +111,7 @@ def propose(caller: Caller, key: str, proposed: Proposed) -> str:
                 caller.actor,
             ),
         )
-        _audited(posting.cursor, caller, "propose", proposal_id, proposed.operation_id)
+        _audited(posting.cursor, caller, "create", proposal_id, proposed.operation_id)
         return {"proposal_id": proposal_id}
 
     call = Call(Origin.of(caller), key, fingerprint("propose", {}, content))

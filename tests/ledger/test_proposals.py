@@ -118,7 +118,7 @@ def test_each_step_is_in_the_audit_log_with_its_reason(books: Books) -> None:
         ("staff:bert", "rejectProposal", other, "Not ours"),
         ("staff:anna", "withdrawProposal", third, "A typing error"),
     ]
-    assert [row[:2] for row in log(books)[:3]] == [("staff:anna", "proposeProposal")] * 3
+    assert [row[:2] for row in log(books)[:3]] == [("staff:anna", "createProposal")] * 3
 
 
 # --- Two people ------------------------------------------------------------------------------------------------------
