@@ -67,21 +67,25 @@ def _listed(look: Look, page: str, title: str, note: str) -> Context:
     return {**shown, "title": title, "note": note, "offers": [offer]}
 
 
-@site.page(
-    "audit/", "audit", title="Audit", template="books/list.html", permission=VIEW_AUDIT, section="Access", icon="policy"
-)
-def audit_log(look: Look) -> Context:
+@site.door("audit/", "audit", title="Audit", permission=VIEW_AUDIT, section="Access", icon="policy")
+def audit_log(request: HttpRequest, access: Access) -> HttpResponse:
+    """Doors and not pages of the books, because the log is none of them: only who may read it sees that there is one."""
     note = (
         "Who signed in, looked at a loan, did something or was refused, in this tenant. Nothing here is ever changed."
     )
-    return _listed(look, "audit_record", "Audit", note)
+
+    def show(look: Look) -> Context:
+        return _listed(look, "audit_record", "Audit", note)
+
+    return site.looking(request, access, "books/list.html", show)
 
 
-@site.page(
-    "audit/<int:record_id>/", "audit_record", title="Record", template="books/record.html", permission=VIEW_AUDIT
-)
-def audit_record(look: Look, record_id: int) -> Context:
-    return {"record": _one(look, record_id), "crumbs": [("Audit", reverse("admin:audit"))]}
+@site.door("audit/<int:record_id>/", "audit_record", title="Record", permission=VIEW_AUDIT)
+def audit_record(request: HttpRequest, access: Access, record_id: int) -> HttpResponse:
+    def show(look: Look) -> Context:
+        return {"title": "Record", "record": _one(look, record_id), "crumbs": [("Audit", reverse("admin:audit"))]}
+
+    return site.looking(request, access, "books/record.html", show)
 
 
 def _one(look: Look, record_id: int) -> dict[str, Any]:
