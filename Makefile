@@ -13,7 +13,7 @@ WORKERS ?= 2
 T ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help install run services test test-long check lint drift bench bench-accrual bench-webhooks schema openapi rules requirements clean
+.PHONY: help install run services test test-long check lint drift bench bench-accrual bench-webhooks schema openapi screenshots rules requirements clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
@@ -61,6 +61,10 @@ bench-accrual: install ## measure accrual runs; ARGUMENTS='--loans 1000000'; the
 
 bench-webhooks: install ## measure webhooks; the figures go to benchmarks/RESULTS-webhooks.md
 	@$(VENV) -m benchmarks.webhooks
+
+screenshots: install ## write docs/img: the demo book on every page of the admin; needs Chromium
+	@rm -f docs/img/*.png
+	@$(TEMPORARY) -m tests.admin.screenshots docs/img
 
 rules: install ## write docs/posting-rules.md from tests/scenarios
 	@$(VENV) -m tests.ledger.scenario_docs docs/posting-rules.md

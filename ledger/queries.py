@@ -690,8 +690,9 @@ def _stated(
 _RUN = """
     SELECT r.id, r.program_id, r.accrual_date, r.started_at, r.finished_at, coalesce(c.loans, 0), coalesce(c.accrued, 0),
            (SELECT count(*) FROM accrual_exception x WHERE x.tenant_id = r.tenant_id AND x.run_id = r.id),
-           coalesce(c.total, 0), r.requested_at, coalesce(c.chunks, 0), coalesce(c.done, 0)
+           coalesce(c.total, 0), r.requested_at, coalesce(c.chunks, 0), coalesce(c.done, 0), p.name, p.currency
     FROM accrual_run r
+    JOIN program p ON p.tenant_id = r.tenant_id AND p.id = r.program_id
     LEFT JOIN LATERAL (
         SELECT sum(k.loan_count) AS loans, sum(k.accrued_count) AS accrued, sum(k.total_minor) AS total,
                count(*) AS chunks, count(k.done_at) AS done
@@ -745,13 +746,19 @@ def accrual_runs(
     cursor: CursorWrapper, *, program_id: str | None, after: tuple[str, str] | None, limit: int
 ) -> list[dict[str, Any]]:
     """Accrual runs, the latest date first, after a date and id."""
+    return [_run_object(row) for row in _runs(cursor, program_id, after, limit)]
+
+
+def _runs(
+    cursor: CursorWrapper, program_id: str | None, after: tuple[str, str] | None, limit: int
+) -> list[tuple[Any, ...]]:
     where = ""
     if program_id is not None:
         where += " AND r.program_id = %(program)s"
     if after is not None:
         where += " AND (r.accrual_date, r.id) < (%(date)s::date, %(run)s::uuid)"
     on, run_id = after or (None, None)
-    rows = _rows(
+    return _rows(
         cursor,
         f"{_RUN}{where} ORDER BY r.accrual_date DESC, r.id DESC LIMIT %(limit)s",
         program=program_id,
@@ -759,7 +766,6 @@ def accrual_runs(
         run=run_id,
         limit=limit,
     )
-    return [_run_object(row) for row in rows]
 
 
 def run_progress(cursor: CursorWrapper, *, run_id: str) -> tuple[int, int]:
@@ -1278,20 +1284,10 @@ def accrual_run_rows(
     cursor: CursorWrapper, *, program: str | None, after: tuple[str, str] | None, limit: int
 ) -> list[dict[str, Any]]:
     """Accrual runs as the API shows them, with their programs' names and currencies and real instants."""
-    found = accrual_runs(cursor, program_id=program, after=after, limit=limit)
-    names = {
-        program_id: (name, currency)
-        for program_id, name, currency in _rows(
-            cursor,
-            "SELECT id::text, name, currency FROM program WHERE tenant_id = %(tenant)s AND id = ANY (%(ids)s::uuid[])",
-            ids=[each["program_id"] for each in found],
-        )
-    }
-    for each in found:
-        each["program_name"], each["currency"] = names[each["program_id"]]
-        for name in ("started_at", "finished_at"):
-            each[name] = datetime.fromisoformat(each[name]) if name in each else None
-    return found
+    return [
+        _run_object(row) | {"started_at": row[3], "finished_at": row[4], "program_name": row[-2], "currency": row[-1]}
+        for row in _runs(cursor, program, after, limit)
+    ]
 
 
 def run_entries(cursor: CursorWrapper, *, run_id: str, limit: int) -> list[dict[str, Any]]:

@@ -11,7 +11,7 @@ from django.urls import reverse
 
 from hpts.listing import Column, Filter, choices, listing
 from hpts.site import Context, Found, Look, site
-from reconciliation import queries, status
+from reconciliation import queries
 from reconciliation.matching import KINDS
 
 UUID = re.compile(r"[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}", re.IGNORECASE)
@@ -34,10 +34,10 @@ def state_of_banks(look: Look) -> Context:
     return {"accounts": queries.bank_account_rows(look.cursor)}
 
 
-@site.panel(70, title="Is the ledger proven?", template="books/reconciliation/proof.html", width="half")
+@site.panel(70, title="Is the ledger proven?", template="books/reconciliation/proof.html", width="whole")
 def proof(look: Look) -> Context:
     runs = queries.run_rows(look.cursor, state="complete", after=None, limit=1)
-    return {"run": runs[0] if runs else None, "rollup": status.portfolio_rollup(look.cursor, look.tenant.today)}
+    return {"run": runs[0] if runs else None}
 
 
 @site.page(

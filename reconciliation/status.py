@@ -23,7 +23,7 @@ def status(cursor: CursorWrapper, as_of: date) -> dict[str, Any]:
         "as_of_date": as_of.isoformat(),
         "ledger_integrity": _ledger_integrity(cursor),
         "bank_reconciliation": [_bank_reconciliation(cursor, account, as_of) for account in bank_accounts(cursor)],
-        "portfolio_rollup": portfolio_rollup(cursor, as_of),
+        "portfolio_rollup": _portfolio_rollup(cursor, as_of),
     }
 
 
@@ -122,7 +122,7 @@ def _standing(cursor: CursorWrapper, account: BankAccount, through: date) -> tup
 # --- The books against the loans -------------------------------------------------------------------------------------
 
 
-def portfolio_rollup(cursor: CursorWrapper, as_of: date) -> dict[str, Any]:
+def _portfolio_rollup(cursor: CursorWrapper, as_of: date) -> dict[str, Any]:
     """Principal of the control account against the sum of the loans' own balances, as of the date. The status looks at every
     currency, the two figures are in the tenant's own."""
     cursor.execute(

@@ -28,8 +28,7 @@ DELIVERY_COLUMNS = (
 @site.panel(60, title="Which webhook is stuck?", template="books/webhooks/panel.html", width="half")
 def state_of_webhooks(look: Look) -> Context:
     return {
-        "backlog": queries.backlog(look.cursor),
-        "troubled": queries.troubled_endpoints(look.cursor, limit=5),
+        "backlog": queries.backlog(look.cursor, limit=5),
         "stuck_after": queries.STUCK_AFTER_SECONDS,
     }
 

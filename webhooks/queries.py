@@ -267,17 +267,6 @@ def endpoint_rows(cursor: CursorWrapper, *, after: tuple[str] | None, limit: int
     )
 
 
-def troubled_endpoints(cursor: CursorWrapper, *, limit: int) -> list[dict[str, Any]]:
-    """Endpoints that fail, wait or were switched off because they failed, the worst first."""
-    return _as_dicts(
-        cursor,
-        f"""SELECT * FROM ({_ENDPOINT}) shown
-            WHERE state IN ('failing', 'stuck') OR disabled_reason IN ('failing', 'gone')
-            ORDER BY failing_since NULLS LAST, endpoint_id LIMIT %(limit)s""",
-        limit=limit,
-    )
-
-
 def endpoint_shown(cursor: CursorWrapper, *, endpoint_id: str) -> dict[str, Any] | None:
     """One endpoint; nothing of its secrets."""
     found = _as_dicts(cursor, f"{_ENDPOINT} AND e.id = %(id)s::uuid", id=endpoint_id)
@@ -344,11 +333,12 @@ def called(cursor: CursorWrapper, *, uuid: str) -> list[tuple[str, str]]:
     )
 
 
-def backlog(cursor: CursorWrapper) -> dict[str, Any]:
-    """How many entries wait for their place in the feed and since when, and how many deliveries have failed for good."""
-    return _as_dicts(
+def backlog(cursor: CursorWrapper, *, limit: int) -> dict[str, Any]:
+    """How many entries wait for their place in the feed and since when, how many deliveries have failed for good, and
+    `troubled`: endpoints that fail, wait, or were switched off because they failed, the worst first."""
+    (found,) = _as_dicts(
         cursor,
-        """WITH head AS (SELECT sequence, created_xid, entry_id FROM webhook_event
+        f"""WITH head AS (SELECT sequence, created_xid, entry_id FROM webhook_event
                          WHERE tenant_id = %(tenant)s ORDER BY sequence DESC LIMIT 1),
                 waiting AS (
                     SELECT count(*) AS entries, min(e.posted_at) AS since
@@ -360,6 +350,15 @@ def backlog(cursor: CursorWrapper) -> dict[str, Any]:
                   extract(epoch FROM clock_timestamp() - w.since)::float8 AS waiting_seconds,
                   (SELECT count(*) FROM webhook_endpoint e WHERE e.tenant_id = %(tenant)s AND e.state = 'enabled') AS endpoints,
                   (SELECT count(*) FROM webhook_delivery d
-                   WHERE d.tenant_id = %(tenant)s AND d.state IN ('exhausted', 'dead', 'cancelled')) AS undelivered
+                   WHERE d.tenant_id = %(tenant)s AND d.state IN ('exhausted', 'dead', 'cancelled')) AS undelivered,
+                  (SELECT coalesce(json_agg(t), '[]') FROM (
+                       SELECT * FROM ({_ENDPOINT}) shown
+                       WHERE state IN ('failing', 'stuck') OR disabled_reason IN ('failing', 'gone')
+                       ORDER BY failing_since NULLS LAST, endpoint_id LIMIT %(limit)s) t) AS troubled
            FROM waiting w""",
-    )[0]
+        limit=limit,
+    )
+    for each in found["troubled"]:
+        since = each["failing_since"]
+        each["failing_since"] = datetime.fromisoformat(since) if since else None
+    return found
