@@ -42,14 +42,16 @@ TOGETHER = 5_000
 PAYERS, PAYMENTS_A_SECOND = 4, 40
 IDLE_SECONDS = 8
 RATIO_GOAL, FLAT_GOAL, MEMORY_GOAL, WAIT_GOAL = 0.75, 1.2, 200, 2.0
-# The rows that a chunk writes; its entry is their key, or the loans that it accrued.
+# The rows that a chunk writes: those of its entry, and of the loans on its lines.
+OF_ENTRY = "tenant_id = %(tenant)s AND entry_id = %(entry)s"
+LOANS = f"(SELECT loan_id FROM journal_line WHERE {OF_ENTRY})"
 COPIED = {
-    "journal_entry": "id = %(entry)s",
-    "journal_line": "entry_id = %(entry)s",
-    "loan_accrual": "entry_id = %(entry)s",
-    "outbox_message": "entry_id = %(entry)s",
-    "loan_balance": "account_code = '1200' AND loan_id IN (SELECT loan_id FROM loan_accrual WHERE entry_id = %(entry)s)",
-    "loan": "id IN (SELECT loan_id FROM loan_accrual WHERE entry_id = %(entry)s)",
+    "journal_entry": "tenant_id = %(tenant)s AND id = %(entry)s",
+    "journal_line": OF_ENTRY,
+    "loan_accrual": f"{OF_ENTRY} AND loan_id IN {LOANS}",
+    "outbox_message": OF_ENTRY,
+    "loan_balance": f"tenant_id = %(tenant)s AND account_code = '1200' AND loan_id IN {LOANS}",
+    "loan": f"tenant_id = %(tenant)s AND id IN {LOANS}",
 }
 # One entry lends on all of its loans, so that a million are there in minutes; otherwise as record_posting leaves them.
 LEND = """
@@ -288,7 +290,8 @@ class Book:
         rows = {}
         for table, condition in COPIED.items():
             with reader.cursor().copy(
-                f"COPY (SELECT * FROM {table} WHERE {condition}) TO STDOUT", {"entry": entry}
+                f"COPY (SELECT * FROM {table} WHERE {condition}) TO STDOUT",
+                {"tenant": uuid.UUID(self.tenant), "entry": entry},
             ) as copy:
                 rows[table] = b"".join(bytes(block) for block in copy)
         return rows

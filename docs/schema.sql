@@ -337,6 +337,24 @@ END $$;
 
 
 --
+-- Name: append_only(text[]); Type: PROCEDURE; Schema: public; Owner: -
+--
+
+CREATE PROCEDURE public.append_only(VARIADIC tables text[])
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY tables LOOP
+        EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE OR DELETE OR TRUNCATE ON public.%I '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_append_only', name);
+        EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || '_append_only');
+    END LOOP;
+END $$;
+
+
+--
 -- Name: bank_match_line_wall(); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -893,6 +911,24 @@ END $$;
 
 
 --
+-- Name: never_goes(text[]); Type: PROCEDURE; Schema: public; Owner: -
+--
+
+CREATE PROCEDURE public.never_goes(VARIADIC tables text[])
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY tables LOOP
+        EXECUTE format('CREATE TRIGGER %I BEFORE DELETE OR TRUNCATE ON public.%I '
+                       'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_never_goes', name);
+        EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || '_never_goes');
+    END LOOP;
+END $$;
+
+
+--
 -- Name: open_posting(uuid, text, uuid[], uuid[], date, date, text); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -1240,6 +1276,27 @@ CREATE FUNCTION public.terms_known(p_terms public.interest_term[], p_through dat
     SELECT string_agg(concat_ws(' ', t.since, t.accrues, t.annual_rate_bps, t.convention), ',' ORDER BY t.since)
     FROM unnest(p_terms) t WHERE t.since < p_through
 $$;
+
+
+--
+-- Name: walled_by_tenant(text[]); Type: PROCEDURE; Schema: public; Owner: -
+--
+
+CREATE PROCEDURE public.walled_by_tenant(VARIADIC tables text[])
+    LANGUAGE plpgsql
+    AS $_$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY tables LOOP
+        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
+        EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
+        EXECUTE format(
+            'CREATE POLICY %I ON public.%I USING (%I = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid) '
+            'WITH CHECK (%3$I = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid)',
+            name || '_tenant', name, CASE name WHEN 'tenant' THEN 'id' ELSE 'tenant_id' END);
+    END LOOP;
+END $_$;
 
 
 --
@@ -5040,6 +5097,13 @@ GRANT ALL ON FUNCTION public.accrue_chunk(p_run uuid, p_number integer, OUT numb
 
 
 --
+-- Name: PROCEDURE append_only(VARIADIC tables text[]); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON PROCEDURE public.append_only(VARIADIC tables text[]) FROM PUBLIC;
+
+
+--
 -- Name: FUNCTION interest_onward(p_tenant uuid, p_loan uuid, p_opened date, p_terms public.interest_term[], p_rate integer, p_convention text, p_exact numeric, p_start date, p_version bigint, p_stop date, p_upto bigint, p_principal numeric); Type: ACL; Schema: public; Owner: -
 --
 
@@ -5074,6 +5138,13 @@ GRANT ALL ON FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through
 
 
 --
+-- Name: PROCEDURE never_goes(VARIADIC tables text[]); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON PROCEDURE public.never_goes(VARIADIC tables text[]) FROM PUBLIC;
+
+
+--
 -- Name: FUNCTION open_posting(p_tenant uuid, p_key text, p_loans uuid[], p_entries uuid[], p_since date, p_accrual date, p_mode text, OUT locked boolean, OUT fingerprint bytea, OUT response text, OUT state text); Type: ACL; Schema: public; Owner: -
 --
 
@@ -5104,6 +5175,13 @@ GRANT ALL ON FUNCTION public.tenant_directory(wanted uuid, named text, most inte
 REVOKE ALL ON FUNCTION public.tenant_ids() FROM PUBLIC;
 GRANT ALL ON FUNCTION public.tenant_ids() TO hpts_app;
 GRANT ALL ON FUNCTION public.tenant_ids() TO hpts_readonly;
+
+
+--
+-- Name: PROCEDURE walled_by_tenant(VARIADIC tables text[]); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON PROCEDURE public.walled_by_tenant(VARIADIC tables text[]) FROM PUBLIC;
 
 
 --

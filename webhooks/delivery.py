@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from django.db.backends.utils import CursorWrapper
@@ -34,6 +34,8 @@ RENEWAL_SECONDS = 1.0
 IN_FLIGHT_PER_ENDPOINT = 4
 # An endpoint whose last attempt failed is tried with one request at a time.
 IN_FLIGHT_WHEN_FAILING = 1
+# Of an endpoint that acknowledges, a worker holds more than it sends at once, so that a visit to the database brings more.
+MOST_IN_HAND = 32
 # An answer that says "slower" holds the whole endpoint back, as long as it asks for, within bounds.
 SLOWING = (429, 502, 503, 504)
 PAUSE_SECONDS, MAX_PAUSE_SECONDS = 1.0, 3_600.0
@@ -77,6 +79,14 @@ class Claimed:
     def keys(self) -> list[bytes]:
         """What the attempt is signed with. Raises ValueError when a secret cannot be opened."""
         return [signing.opened(sealed, self.tenant_id, self.endpoint_id) for sealed in self.secrets]
+
+
+class Hand(NamedTuple):
+    """What a worker has of an endpoint: how many deliveries, sent or about to be, and how many it may have."""
+
+    endpoint_id: str
+    held: int
+    pace: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,12 +267,20 @@ def give_back(cursor: CursorWrapper, claims: Sequence[Claimed]) -> None:
 
 
 def claim(
-    cursor: CursorWrapper, limit: int, now: datetime | None = None, *, failing: int | None = None
+    cursor: CursorWrapper,
+    limit: int,
+    now: datetime | None = None,
+    *,
+    failing: int | None = None,
+    hands: Sequence[Hand] = (),
+    shared: bool = False,
 ) -> list[Claimed]:
-    """Take up to `limit` due deliveries, in turn from each endpoint, and never more of one than may be in flight; of endpoints
-    that fail `failing` at most, or half.
+    """Take up to `limit` due deliveries, in turn from each endpoint; of endpoints that fail `failing` at most, or half.
 
-    Of what is free at an endpoint half is left: another worker may take it, or this one while the first half is on its way.
+    An endpoint is one worker's at a time: nothing is taken of one whose deliveries another has in hand. So the worker can hold
+    more of a quick endpoint than it sends at once, and what is in flight is bounded by itself. `hands`: what this worker has of
+    each of its endpoints; `shared`: of the others half are left to another worker.
+
     Looks at the endpoints that are enabled and at the first few due rows of each, so neither what waits for a slow endpoint
     nor what has been delivered makes it slower. The update asks nothing but the key (the rows are ours alone, see above): with
     the state in it, a plan that was made while few rows waited would read all that wait.
@@ -270,26 +288,34 @@ def claim(
     cursor.execute(
         """
         WITH clock AS MATERIALIZED (SELECT coalesce(%(now)s::timestamptz, statement_timestamp()) AS now),
-        busy AS MATERIALIZED (
+        hand AS MATERIALIZED (
+            SELECT * FROM unnest(%(endpoints)s::uuid[], %(held)s::int[], %(pace)s::int[]) AS h (id, held, pace)
+        ), busy AS MATERIALIZED (
             SELECT d.endpoint_id, count(*) AS requests FROM webhook_delivery d
             WHERE d.tenant_id = %(tenant)s AND d.state = 'leased' GROUP BY d.endpoint_id
-        ), due AS (
-            SELECT e.id AS endpoint_id, d.id, d.due_at, d.turn, e.failing_since IS NOT NULL AS failing
+        ), due AS MATERIALIZED (
+            SELECT e.id AS endpoint_id, d.id, d.due_at, d.turn, e.failing_since IS NOT NULL AS failing, h.id IS NULL AS others
             FROM webhook_endpoint e
             CROSS JOIN clock c
             LEFT JOIN busy b ON b.endpoint_id = e.id
+            LEFT JOIN hand h ON h.id = e.id
             CROSS JOIN LATERAL (
                 SELECT o.id, o.due_at, row_number() OVER (ORDER BY o.due_at) AS turn
                 FROM (SELECT w.id, w.due_at FROM webhook_delivery w
                       WHERE w.tenant_id = %(tenant)s AND w.endpoint_id = e.id AND w.state = 'pending' AND w.due_at <= c.now
                       ORDER BY w.due_at
-                      LIMIT greatest((CASE WHEN e.failing_since IS NULL THEN %(each)s ELSE %(each_failing)s END
-                                      - coalesce(b.requests, 0) + 1) / 2, 0)) o) d
+                      LIMIT CASE WHEN b.requests > coalesce(h.held, 0) THEN 0
+                                 ELSE greatest(CASE WHEN e.failing_since IS NOT NULL THEN %(each_failing)s
+                                                    ELSE coalesce(h.pace, %(each)s) END - coalesce(h.held, 0), 0) END) o) d
             WHERE e.tenant_id = %(tenant)s AND e.state = 'enabled' AND (e.paused_until <= c.now) IS NOT FALSE
         ), taken AS MATERIALIZED (
             SELECT t.endpoint_id, t.id
-            FROM (SELECT due.*, row_number() OVER (PARTITION BY failing ORDER BY turn, due_at) AS place FROM due) t
-            WHERE NOT t.failing OR t.place <= %(failing)s
+            FROM (SELECT due.*, row_number() OVER (PARTITION BY failing ORDER BY turn, due_at) AS place,
+                         dense_rank() OVER (PARTITION BY due.others ORDER BY endpoint_id) AS number
+                  FROM due) t
+            WHERE (NOT t.failing OR t.place <= %(failing)s)
+              AND (NOT t.others OR NOT %(shared)s
+                   OR t.number <= (SELECT (count(DISTINCT d.endpoint_id) + 1) / 2 FROM due d WHERE d.others))
             ORDER BY t.turn, t.due_at LIMIT %(limit)s
         ), leased AS (
             UPDATE webhook_delivery d
@@ -311,6 +337,10 @@ def claim(
             "now": now,
             "limit": limit,
             "failing": (limit + 1) // 2 if failing is None else failing,
+            "shared": shared,
+            "endpoints": [hand.endpoint_id for hand in hands],
+            "held": [hand.held for hand in hands],
+            "pace": [hand.pace for hand in hands],
             "each": IN_FLIGHT_PER_ENDPOINT,
             "each_failing": IN_FLIGHT_WHEN_FAILING,
             "lease": LEASE_SECONDS,

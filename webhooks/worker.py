@@ -14,11 +14,12 @@ import logging
 import random
 import threading
 import time
-from collections import defaultdict
-from collections.abc import Iterable
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import NamedTuple
+from weakref import WeakValueDictionary
 
 import aiohttp
 from django.db import connections
@@ -26,7 +27,7 @@ from django.db import connections
 from hpts.pipeline import Statement
 from hpts.tenancy import tenant_transaction
 from webhooks import delivery, queries, sender
-from webhooks.delivery import Claimed, Result
+from webhooks.delivery import IN_FLIGHT_PER_ENDPOINT, MOST_IN_HAND, Claimed, Hand, Result
 from webhooks.relay import BATCH, RelayStuck, relay
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Exchange(NamedTuple):
 
     results: list[Result]
     renewals: list[Claimed]
+    returned: list[Claimed]
 
 
 class Worker:
@@ -62,6 +64,12 @@ class Worker:
         self._renew_at: dict[asyncio.Task[None], float] = {}
         self._sweep_at = float("-inf")
         self._results: list[Result] = []
+        # Claims that wait for their turn at their endpoint, and those that are not to be sent after all.
+        self._queued: dict[asyncio.Task[None], Claimed] = {}
+        self._returned: list[Claimed] = []
+        # How many of an endpoint this worker may have in hand: more and more while it acknowledges.
+        self._pace: dict[str, int] = {}
+        self._gates: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
         self.sent = 0
 
     def stop(self) -> None:
@@ -116,13 +124,15 @@ class Worker:
         loop = asyncio.get_running_loop()
         self._wake.clear()
         results, self._results = self._results, []
+        returned, self._returned = self._returned, []
         renewals = self._renewals()
         room = MAX_IN_FLIGHT - len(self._on_their_way)
         failing = MAX_FAILING - sum(claimed.failing for claimed in self._on_their_way.values())
         sweep = time.monotonic() >= self._sweep_at
         if sweep:
             self._sweep_at = time.monotonic() + SWEEP_SECONDS
-        ask = partial(exchange, results, renewals, room, failing=failing, sweep=sweep)
+        hands = self._hands(results)
+        ask = partial(exchange, results, renewals, returned, room, failing=failing, hands=hands, sweep=sweep)
         try:
             claims, unwritten = await loop.run_in_executor(self._database, ask)
         except Exception:
@@ -133,8 +143,9 @@ class Worker:
             return
         self._results = unwritten + self._results
         for claimed in claims:
-            task = loop.create_task(self._send(session, claimed))
-            self._on_their_way[task] = claimed
+            gate = self._gates.setdefault(claimed.endpoint_id, asyncio.Semaphore(IN_FLIGHT_PER_ENDPOINT))
+            task = loop.create_task(self._send(session, gate, claimed))
+            self._on_their_way[task] = self._queued[task] = claimed
             self._renew_at[task] = time.monotonic() + delivery.RENEWAL_SECONDS
             task.add_done_callback(self._arrived)
         if unwritten:
@@ -147,11 +158,31 @@ class Worker:
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._stopping.wait(), seconds)
 
-    async def _send(self, session: aiohttp.ClientSession, claimed: Claimed) -> None:
-        outcome = await sender.send(session, claimed)
+    def _hands(self, results: Iterable[Result]) -> list[Hand]:
+        """The endpoints that are this worker's: it has something of them on its way, or just had."""
+        held = Counter(claimed.endpoint_id for claimed in self._on_their_way.values())
+        held.update({result.claimed.endpoint_id: 0 for result in results})
+        return [Hand(each, count, self._pace.get(each, IN_FLIGHT_PER_ENDPOINT)) for each, count in held.items()]
+
+    async def _send(self, session: aiohttp.ClientSession, gate: asyncio.Semaphore, claimed: Claimed) -> None:
+        async with gate:
+            del self._queued[asyncio.current_task()]  # type: ignore[arg-type]
+            outcome = await sender.send(session, claimed)
+        if outcome.succeeded:
+            pace = self._pace.get(claimed.endpoint_id, IN_FLIGHT_PER_ENDPOINT)
+            self._pace[claimed.endpoint_id] = min(2 * pace, MOST_IN_HAND)
+        else:
+            self._slow_down(claimed.endpoint_id)
         self.sent += 1
         self._results.append(Result(claimed, outcome, delivery.verdict(claimed.attempt, outcome)))
         self._wake.set()
+
+    def _slow_down(self, endpoint_id: str) -> None:
+        """What waits for its turn at an endpoint that fails goes back to the others that are due."""
+        self._pace.pop(endpoint_id, None)
+        for task in [task for task, queued in self._queued.items() if queued.endpoint_id == endpoint_id]:
+            self._returned.append(self._queued.pop(task))
+            task.cancel()
 
     def _arrived(self, task: asyncio.Task[None]) -> None:
         del self._on_their_way[task], self._renew_at[task]
@@ -171,7 +202,7 @@ class Worker:
             task.cancel()
         loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._database, last_words, self._results, left)
+            await loop.run_in_executor(self._database, last_words, self._results, [*left, *self._returned])
         except Exception:
             logger.exception("what was on its way is delivered again when its lease ends")
 
@@ -194,18 +225,21 @@ def relay_all() -> int:
 
 
 def exchange(
-    results: list[Result], renewals: list[Claimed], room: int, *, failing: int = MAX_FAILING, sweep: bool = True
+    results: list[Result],
+    renewals: list[Claimed],
+    returned: list[Claimed],
+    room: int,
+    *,
+    failing: int = MAX_FAILING,
+    hands: Sequence[Hand] = (),
+    sweep: bool = True,
 ) -> tuple[list[Claimed], list[Result]]:
-    """Visit the tenants that attempts came back from, and in a sweep all that have something due: write, renew, claim.
+    """Visit the tenants that claims are in hand of, and in a sweep all that have something due: write, renew, give back, claim.
 
     Gives what is to be sent now, and results that could not be written. Tenants share the room; `failing`: so much of it is for
     endpoints that fail.
     """
-    by_tenant: dict[str, Exchange] = defaultdict(lambda: Exchange([], []))
-    for result in results:
-        by_tenant[result.claimed.tenant_id].results.append(result)
-    for claimed in renewals:
-        by_tenant[claimed.tenant_id].renewals.append(claimed)
+    by_tenant = _sorted(results, renewals, returned)
     due = [work.tenant_id for work in queries.work() if work.to_deliver] if sweep else []
     # Not always the same ones first.
     random.shuffle(due)
@@ -218,7 +252,7 @@ def exchange(
         share = _part(room - len(claims), others)
         failing_share = min(_part(failing - sum(claimed.failing for claimed in claims), others), (share + 1) // 2)
         try:
-            claims += _visit(tenant_id, brought, share, failing_share)
+            claims += _visit(tenant_id, brought, share, failing_share, hands)
         except Exception:
             # One tenant's trouble is not another's.
             logger.exception("tenant %s: deliveries could not be exchanged", tenant_id)
@@ -231,28 +265,38 @@ def _part(room: int, tenants: int) -> int:
     return max(room // tenants, min(room, 1), 0)
 
 
-def _visit(tenant_id: str, brought: Exchange, share: int, failing: int) -> list[Claimed]:
+def _visit(tenant_id: str, brought: Exchange, share: int, failing: int, hands: Sequence[Hand]) -> list[Claimed]:
     with tenant_transaction(tenant_id, first=UNHURRIED) as cursor:
         delivery.alone(cursor)
         expired = delivery.release(cursor)
         for endpoint_id, news in delivery.settle(cursor, brought.results):
             logger.warning("tenant %s, endpoint %s: %s", tenant_id, endpoint_id, news)
         delivery.renew(cursor, brought.renewals)
-        claims = delivery.claim(cursor, share, failing=failing) if share > 0 else []
+        delivery.give_back(cursor, brought.returned)
+        claims = delivery.claim(cursor, share, failing=failing, hands=hands, shared=True) if share > 0 else []
     if expired:
         logger.warning("tenant %s: %s leases have ended; their worker is gone or stands still", tenant_id, expired)
     return claims
 
 
-def last_words(results: list[Result], left: Iterable[Claimed]) -> None:
-    """Write down results and give back claims, tenant by tenant."""
-    by_tenant: dict[str, Exchange] = defaultdict(lambda: Exchange([], []))
+def _sorted(
+    results: Iterable[Result], renewals: Iterable[Claimed], returned: Iterable[Claimed]
+) -> defaultdict[str, Exchange]:
+    """The same by tenant."""
+    by_tenant: defaultdict[str, Exchange] = defaultdict(lambda: Exchange([], [], []))
     for result in results:
         by_tenant[result.claimed.tenant_id].results.append(result)
-    for claimed in left:
+    for claimed in renewals:
         by_tenant[claimed.tenant_id].renewals.append(claimed)
-    for tenant_id, brought in by_tenant.items():
+    for claimed in returned:
+        by_tenant[claimed.tenant_id].returned.append(claimed)
+    return by_tenant
+
+
+def last_words(results: list[Result], left: Iterable[Claimed]) -> None:
+    """Write down results and give back claims, tenant by tenant."""
+    for tenant_id, brought in _sorted(results, (), left).items():
         with tenant_transaction(tenant_id) as cursor:
             delivery.alone(cursor)
             delivery.settle(cursor, brought.results)
-            delivery.give_back(cursor, brought.renewals)
+            delivery.give_back(cursor, brought.returned)

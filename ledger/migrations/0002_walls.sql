@@ -1,5 +1,5 @@
 -- The walls: composite keys, append-only triggers, the sealed and balanced entry, row security, grants.
--- Rule: triggers and constraints refuse; they never compute. Undo: the section after the reverse mark.
+-- Rule: triggers and constraints refuse; they never compute. There is no way back: without its walls the journal is no journal.
 --
 -- Objects are named with their schema throughout: a temporary table of the same name would come first on any search path.
 
@@ -60,26 +60,49 @@ BEGIN
         MESSAGE = format('%s is append-only: %s is refused', TG_TABLE_NAME, TG_OP);
 END $$;
 
-DO $$
+-- What the migrations say of their tables: rows that never change; rows that move and never go; rows of one tenant alone.
+CREATE PROCEDURE public.append_only(VARIADIC tables text[]) LANGUAGE plpgsql AS $$
 DECLARE
     name text;
 BEGIN
-    -- Rows that never change.
-    FOREACH name IN ARRAY ARRAY['program', 'program_terms', 'loan_terms', 'journal_entry', 'journal_line',
-                                'loan_accrual', 'accrual_pause', 'idempotency_key', 'outbox_message', 'period_close']
-    LOOP
+    FOREACH name IN ARRAY tables LOOP
         EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE OR DELETE OR TRUNCATE ON public.%I '
                        'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_append_only', name);
         EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || '_append_only');
     END LOOP;
-    -- Rows that move, and never go.
-    FOREACH name IN ARRAY ARRAY['tenant', 'gl_account', 'loan', 'loan_balance', 'accrual_run', 'accrual_chunk']
-    LOOP
+END $$;
+
+CREATE PROCEDURE public.never_goes(VARIADIC tables text[]) LANGUAGE plpgsql AS $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY tables LOOP
         EXECUTE format('CREATE TRIGGER %I BEFORE DELETE OR TRUNCATE ON public.%I '
                        'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_never_goes', name);
         EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || '_never_goes');
     END LOOP;
 END $$;
+
+-- FORCE binds the owner too, so the functions that run as the owner are inside the wall. NULLIF: after a transaction that set
+-- it the setting is '' and not NULL.
+CREATE PROCEDURE public.walled_by_tenant(VARIADIC tables text[]) LANGUAGE plpgsql AS $$
+DECLARE
+    name text;
+BEGIN
+    FOREACH name IN ARRAY tables LOOP
+        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
+        EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
+        EXECUTE format(
+            'CREATE POLICY %I ON public.%I USING (%I = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid) '
+            'WITH CHECK (%3$I = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid)',
+            name || '_tenant', name, CASE name WHEN 'tenant' THEN 'id' ELSE 'tenant_id' END);
+    END LOOP;
+END $$;
+REVOKE ALL ON PROCEDURE public.append_only, public.never_goes, public.walled_by_tenant FROM PUBLIC;
+
+CALL public.append_only('program', 'program_terms', 'loan_terms', 'journal_entry', 'journal_line', 'loan_accrual', 'accrual_pause',
+                        'idempotency_key', 'outbox_message', 'period_close');
+CALL public.never_goes('tenant', 'gl_account', 'loan', 'loan_balance', 'accrual_run', 'accrual_chunk');
 
 -- What identifies them does not move either.
 CREATE TRIGGER gl_account_identity
@@ -396,24 +419,9 @@ CREATE TRIGGER period_close_wall BEFORE INSERT ON public.period_close
 ALTER TABLE public.period_close ENABLE ALWAYS TRIGGER period_close_wall;
 
 -- 4. A tenant sees and touches only its own --------------------------------------------------------------------------
--- FORCE binds the owner too, so the functions below, which run as the owner, are inside the wall. NULLIF: after a
--- transaction that set it the setting is '' and not NULL.
-DO $$
-DECLARE
-    name text;
-BEGIN
-    FOREACH name IN ARRAY ARRAY['tenant', 'program', 'program_terms', 'gl_account', 'loan', 'loan_terms', 'journal_entry',
-                                'journal_line', 'loan_balance', 'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close',
-                                'accrual_pause', 'accrual_run', 'accrual_chunk', 'accrual_exception']
-    LOOP
-        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
-        EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
-        EXECUTE format(
-            'CREATE POLICY %I ON public.%I USING (%I = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid) '
-            'WITH CHECK (%3$I = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid)',
-            name || '_tenant', name, CASE name WHEN 'tenant' THEN 'id' ELSE 'tenant_id' END);
-    END LOOP;
-END $$;
+CALL public.walled_by_tenant('tenant', 'program', 'program_terms', 'gl_account', 'loan', 'loan_terms', 'journal_entry', 'journal_line',
+                             'loan_balance', 'loan_accrual', 'idempotency_key', 'outbox_message', 'period_close', 'accrual_pause',
+                             'accrual_run', 'accrual_chunk', 'accrual_exception');
 
 -- 5. Grants ----------------------------------------------------------------------------------------------------------
 -- The application reads everything of its tenant, creates masters, closes accounts, and reaches the journal, balances,

@@ -44,19 +44,9 @@ ALTER TABLE public.bank_match_journal_line ADD CONSTRAINT bank_match_journal_lin
     FOREIGN KEY (tenant_id, match_id) REFERENCES public.bank_match (tenant_id, id) DEFERRABLE INITIALLY DEFERRED;
 
 -- 2. Nothing changes -------------------------------------------------------------------------------------------------
-DO $$
-DECLARE
-    name text;
-BEGIN
-    FOREACH name IN ARRAY ARRAY['bank_account', 'bank_statement', 'bank_statement_answer', 'bank_statement_line',
-                                'bank_match', 'bank_match_statement_line', 'bank_match_journal_line',
-                                'reconciliation_break', 'reconciliation_resolution']
-    LOOP
-        EXECUTE format('CREATE TRIGGER %I BEFORE UPDATE OR DELETE OR TRUNCATE ON public.%I '
-                       'FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change()', name || '_append_only', name);
-        EXECUTE format('ALTER TABLE public.%I ENABLE ALWAYS TRIGGER %I', name, name || '_append_only');
-    END LOOP;
-END $$;
+CALL public.append_only('bank_account', 'bank_statement', 'bank_statement_answer', 'bank_statement_line', 'bank_match',
+                        'bank_match_statement_line', 'bank_match_journal_line', 'reconciliation_break',
+                        'reconciliation_resolution');
 
 -- A run is finished once.
 CREATE TRIGGER reconciliation_run_never_goes BEFORE DELETE OR TRUNCATE ON public.reconciliation_run
@@ -174,22 +164,9 @@ CREATE TRIGGER bank_match_journal_line_wall AFTER INSERT ON public.bank_match_jo
 ALTER TABLE public.bank_match_journal_line ENABLE ALWAYS TRIGGER bank_match_journal_line_wall;
 
 -- 5. A tenant sees and touches only its own --------------------------------------------------------------------------
-DO $$
-DECLARE
-    name text;
-BEGIN
-    FOREACH name IN ARRAY ARRAY['bank_account', 'bank_statement', 'bank_statement_answer', 'bank_statement_line',
-                                'bank_match', 'bank_match_statement_line', 'bank_match_journal_line',
-                                'reconciliation_break', 'reconciliation_resolution', 'reconciliation_run']
-    LOOP
-        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
-        EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
-        EXECUTE format(
-            'CREATE POLICY %I ON public.%I USING (tenant_id = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid) '
-            'WITH CHECK (tenant_id = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid)',
-            name || '_tenant', name);
-    END LOOP;
-END $$;
+CALL public.walled_by_tenant('bank_account', 'bank_statement', 'bank_statement_answer', 'bank_statement_line', 'bank_match',
+                             'bank_match_statement_line', 'bank_match_journal_line', 'reconciliation_break',
+                             'reconciliation_resolution', 'reconciliation_run');
 
 -- 6. Grants ----------------------------------------------------------------------------------------------------------
 GRANT SELECT ON public.bank_account, public.bank_statement, public.bank_statement_answer, public.bank_statement_line,

@@ -319,19 +319,20 @@ class Book:
         """The rule of a run: a loan that was not there yet is brought to the date; one whose date was reversed, accrued again;
         another is left alone."""
         expected, since = life.posted_minor, before.through or life.model.opened_on
+        # An ended loan is brought to its end: what ended it has done so, and what is due by then may have changed since.
+        ended_by = before.last_effective_at if before.ended_as else None
+        through = max(on, before.through or on, ended_by or on)
         if on in life.model.given_back:
             since = life.model.given_back.pop(on)
             life.model.forget(since + DAY)
-            expected = life.model.whole(max(before.through or on, on))
+            expected = life.model.whole(through)
             if expected == life.posted_minor:  # There is nothing to accrue: the date stays as it is.
                 life.model.given_back[on] = since
                 life.model.forget(since + DAY)
             else:
                 self.told["accrued again"] += 1
         elif on > life.model.opened_on and before.version and (before.through is None or before.through < on):
-            # An ended loan was brought to its end when it ended.
-            ended_by = before.last_effective_at if before.ended_as else None
-            expected = life.model.whole(max(on, ended_by or on))
+            expected = life.model.whole(through)
         assert after.posted_minor == expected, (
             f"on {on} loan {life.loan.loan_id} has {after.posted_minor} and not {expected}: "
             f"{before} became {after}; {life}"
@@ -459,6 +460,18 @@ def test_a_reversed_date_gives_its_day_back_until_it_is_accrued_again(books: Eng
     books.accrue(day(3))
     books.accrue(day(7))
     assert books.posted(loan) == 7_000
+    books.is_sound()
+
+
+def test_a_reversed_date_is_accrued_again_on_a_loan_that_has_ended_since(books: EngineBooks) -> None:
+    """The date's own interest, and nothing of what the charge-off brought along is taken back."""
+    loan = books.lend()
+    books.accrue_each(1, 4)
+    books.reverse(books.entry_of(loan, day(4)), day(4))
+    books.charge_off(loan, day(5))
+    assert books.posted(loan) == 4_000, "of the first three dates and the last"
+    books.accrue(day(4))
+    assert books.posted(loan) == 5_000
     books.is_sound()
 
 

@@ -228,7 +228,65 @@ def test_no_more_than_four_of_an_endpoint_are_in_flight_whoever_claims(lent: Len
     taken += claim(lent, now=now) + claim(lent, now=now)
     assert len(taken) == len({each.delivery_id for each in taken}) == 4
     settle(lent, taken[:1], DONE, now)
-    assert len(claim(lent, now=now)) == 1
+    assert claim(lent, now=now) == [], "an endpoint is one worker's at a time"
+    with tenant_transaction(lent.tenant_id) as cursor:
+        delivery.alone(cursor)
+        assert len(delivery.claim(cursor, 9, now, hands=[delivery.Hand(taken[0].endpoint_id, 3, 4)])) == 1
+        assert len(delivery.claim(cursor, 9, now, hands=[delivery.Hand(taken[0].endpoint_id, 4, 7)])) == 3
+
+
+def test_no_more_than_four_are_in_flight_however_quick_an_endpoint_is(
+    lent: Lender, make_receiver: Callable[..., Receiver], deliver: Callable[..., Any]
+) -> None:
+    """A worker holds more of it than that, and two workers do not add up."""
+
+    async def soon(request: Received) -> bytes:
+        await asyncio.sleep(0.02)
+        return plain(200)
+
+    quick: Any = soon
+    receiver = make_receiver(quick)
+    endpoint = register(lent.api, receiver.url)
+    pay(lent, 90)
+    with deliver(lent), deliver(lent):
+        eventually(lambda: endpoint.states() == {"succeeded": 90}, within=30)
+    assert receiver.most_busy == 4
+    assert len(receiver.requests) == 90
+
+
+def test_what_waits_at_an_endpoint_that_begins_to_fail_goes_back(
+    lent: Lender, make_receiver: Callable[..., Receiver], deliver: Callable[..., Any]
+) -> None:
+    """Not one after the other in the hand of a worker, for 20 s each; and it costs them no attempt."""
+
+    def answer(request: Received) -> bytes | None:
+        return plain(200) if len(receiver.requests) <= 40 else None
+
+    receiver = make_receiver(answer)
+    endpoint = register(lent.api, receiver.url)
+    pay(lent, 90)
+    with deliver(lent) as running:
+        eventually(lambda: (len(receiver.requests), receiver.busy) == (44, 4))
+        eventually(lambda: endpoint.states().get("succeeded") == 40)
+        in_hand = len(running.worker._on_their_way)
+        assert in_hand > 8
+        running.loop.call_soon_threadsafe(running.worker._slow_down, endpoint.endpoint_id)
+        eventually(lambda: endpoint.states().get("leased") == 4)
+        assert {each["attempt"] for each in endpoint.deliveries(state="pending")} == {0}
+
+
+def test_endpoints_are_left_to_other_workers(lent: Lender, now: datetime) -> None:
+    for _ in range(8):
+        register(lent.api, NOWHERE)
+    pay(lent, 4)
+    announce(lent)
+    owners = []
+    for _ in range(3):
+        with tenant_transaction(lent.tenant_id) as cursor:
+            delivery.alone(cursor)
+            owners.append({each.endpoint_id for each in delivery.claim(cursor, 99, now, shared=True)})
+    assert [len(each) for each in owners] == [4, 2, 1]
+    assert len(set().union(*owners)) == 7
 
 
 def test_a_failing_endpoint_is_tried_with_one_at_a_time(lent: Lender, now: datetime) -> None:
@@ -340,7 +398,7 @@ def test_tenants_share_a_workers_room(lent: Lender, zenith: Lender, monkeypatch:
     known = {lent.tenant_id, zenith.tenant_id}
     everything = worker.queries.work
     monkeypatch.setattr(worker.queries, "work", lambda: [work for work in everything() if work.tenant_id in known])
-    claims, unwritten = worker.exchange([], [], 8)
+    claims, unwritten = worker.exchange([], [], [], 8)
     assert Counter(each.tenant_id for each in claims) == dict.fromkeys(known, 4)
     assert unwritten == []
 
@@ -362,7 +420,7 @@ def test_one_tenants_trouble_is_not_anothers(lent: Lender, zenith: Lender, monke
         return settled(cursor, results, now)
 
     monkeypatch.setattr(delivery, "settle", fail)
-    claims, unwritten = worker.exchange(results, [], 8)
+    claims, unwritten = worker.exchange(results, [], [], 8)
     assert {each.tenant_id for each in claims} == {zenith.tenant_id}
     assert unwritten == results, "what could not be written is written later"
 
@@ -385,7 +443,7 @@ def test_endpoints_that_fail_never_fill_a_worker(lent: Lender, monkeypatch: pyte
     held: list[Any] = []
     for _ in range(5):
         failing = 2 - sum(each.failing for each in held)
-        held += worker.exchange([], [], 8 - len(held), failing=failing)[0]
+        held += worker.exchange([], [], [], 8 - len(held), failing=failing)[0]
     assert sum(each.failing for each in held) == 2
     assert [each.endpoint_id for each in held if not each.failing] == [healthy.endpoint_id] * 2
 
@@ -438,12 +496,24 @@ def test_two_workers_share_the_work_and_send_each_delivery_once(
 def test_a_worker_that_lost_its_own_lease_goes_on(
     lent: Lender, make_receiver: Callable[..., Receiver], deliver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It stood still, say: then it finds its own rows due again, and has the same delivery on its way twice."""
+    """It stood still, say: then it finds its own row due again, and has the same delivery on its way twice."""
+    claim = delivery.claim
+
+    def only_the_first_lease_ends(*args: Any, **options: Any) -> list[delivery.Claimed]:
+        claims = claim(*args, **options)
+        if claims:
+            monkeypatch.setattr(delivery, "LEASE_SECONDS", 60.0)
+        return claims
+
     monkeypatch.setattr(delivery, "LEASE_SECONDS", 0.2)
     monkeypatch.setattr(delivery, "RENEWAL_SECONDS", 60.0)
+    monkeypatch.setattr(delivery, "claim", only_the_first_lease_ends)
+    again = asyncio.Event()
 
     async def slowly(request: Received) -> bytes:
-        await asyncio.sleep(1.5 if len(receiver.requests) < 3 else 0)
+        if len(receiver.requests) > 1:
+            again.set()
+        await again.wait()
         return plain(200)
 
     slow: Any = slowly
@@ -465,7 +535,7 @@ def test_what_came_back_while_the_database_was_away_is_written_when_it_returns(
     endpoint = register(lent.api, receiver.url)
     visit, fail = worker._visit, threading.Event()
 
-    def visit_or_fail(tenant_id: str, brought: Any, *shares: int) -> Any:
+    def visit_or_fail(tenant_id: str, brought: Any, *shares: Any) -> Any:
         if brought.results and not fail.is_set():
             fail.set()
             raise ConnectionError("the database is away")

@@ -253,7 +253,7 @@ def test_one_poison_row_in_a_thousand_stops_nothing(
         )
     tried = poisoned.deliveries()
     assert tried
-    assert {each["state"] for each in tried} == {"pending"}
+    assert {each["state"] for each in tried} <= {"pending", "leased"}  # The worker was killed.
     assert {"no request could be made" in each.get("last_error", "no request could be made") for each in tried} == {
         True
     }

@@ -81,18 +81,7 @@ CREATE TRIGGER webhook_delivery_kept BEFORE DELETE ON public.webhook_delivery
 ALTER TABLE public.webhook_delivery ENABLE ALWAYS TRIGGER webhook_delivery_kept;
 
 -- 4. A tenant sees and touches only its own --------------------------------------------------------------------------
-DO $$
-DECLARE
-    name text;
-BEGIN
-    FOREACH name IN ARRAY ARRAY['webhook_event', 'webhook_endpoint', 'webhook_delivery'] LOOP
-        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
-        EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
-        EXECUTE format(
-            'CREATE POLICY %I ON public.%I USING (tenant_id = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid) '
-            'WITH CHECK (tenant_id = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid)', name || '_tenant', name);
-    END LOOP;
-END $$;
+CALL public.walled_by_tenant('webhook_event', 'webhook_endpoint', 'webhook_delivery');
 
 -- 5. Grants ----------------------------------------------------------------------------------------------------------
 GRANT SELECT ON public.webhook_event, public.webhook_endpoint, public.webhook_delivery TO hpts_app, hpts_readonly;
