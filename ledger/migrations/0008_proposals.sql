@@ -12,12 +12,7 @@ ALTER TABLE public.proposal_decision ADD CONSTRAINT proposal_decision_posted
     FOREIGN KEY (tenant_id, entry_id) REFERENCES public.journal_entry (tenant_id, id);
 
 -- 2. Neither changes nor goes ----------------------------------------------------------------------------------------
-CREATE TRIGGER proposal_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON public.proposal
-    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
-CREATE TRIGGER proposal_decision_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON public.proposal_decision
-    FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
-ALTER TABLE public.proposal ENABLE ALWAYS TRIGGER proposal_append_only;
-ALTER TABLE public.proposal_decision ENABLE ALWAYS TRIGGER proposal_decision_append_only;
+CALL public.append_only('proposal', 'proposal_decision');
 
 -- 3. An approval is the posting ---------------------------------------------------------------------------------------
 -- Its entry is made by the very transaction that approves, in the name of the one who does.
@@ -57,18 +52,7 @@ CREATE CONSTRAINT TRIGGER journal_entry_approved AFTER INSERT ON public.journal_
 ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_approved;
 
 -- 4. A tenant sees and touches only its own --------------------------------------------------------------------------
-DO $$
-DECLARE
-    name text;
-BEGIN
-    FOREACH name IN ARRAY ARRAY['proposal', 'proposal_decision'] LOOP
-        EXECUTE format('ALTER TABLE public.%I ENABLE ROW LEVEL SECURITY', name);
-        EXECUTE format('ALTER TABLE public.%I FORCE ROW LEVEL SECURITY', name);
-        EXECUTE format(
-            'CREATE POLICY %I ON public.%I USING (tenant_id = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid) '
-            'WITH CHECK (tenant_id = NULLIF(current_setting(''hpts.tenant_id'', true), '''')::uuid)', name || '_tenant', name);
-    END LOOP;
-END $$;
+CALL public.walled_by_tenant('proposal', 'proposal_decision');
 
 -- 5. Grants ----------------------------------------------------------------------------------------------------------
 -- When is the database's to say.
