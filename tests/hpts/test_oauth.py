@@ -27,7 +27,7 @@ from oauth2_provider.models import AccessToken, RefreshToken
 from hpts import auth, oauth
 from hpts.models import ApiClient
 
-pytestmark = [pytest.mark.urls(__name__), pytest.mark.django_db]
+pytestmark = pytest.mark.urls(__name__)
 
 urlpatterns = oauth.urlpatterns
 

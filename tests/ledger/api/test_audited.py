@@ -9,9 +9,13 @@ from hpts.tenancy import tenant_transaction
 from tests.conftest import Lender, new_key, posted, shown
 
 
+# The lender's client was made by a command.
+NOT_ITS_MAKING = "action <> 'createClient'"
+
+
 def log(lender: Lender) -> list[tuple[Any, ...]]:
     with tenant_transaction(lender.tenant_id) as cursor:
-        cursor.execute("SELECT action, object_type, object_id FROM audit_record ORDER BY id")
+        cursor.execute(f"SELECT action, object_type, object_id FROM audit_record WHERE {NOT_ITS_MAKING} ORDER BY id")
         return cursor.fetchall()
 
 
@@ -42,7 +46,8 @@ def test_a_record_names_client_address_agent_and_correlation(acme: Lender) -> No
     body = {"through_date": "2026-01-31"}
     posted(acme.api.post("/v1/periods/close", body, headers=traced, REMOTE_ADDR="192.0.2.7"))
     with tenant_transaction(acme.tenant_id) as cursor:
-        cursor.execute("SELECT actor, host(address), user_agent, correlation_id::text, outcome FROM audit_record")
+        columns = "actor, host(address), user_agent, correlation_id::text, outcome"
+        cursor.execute(f"SELECT {columns} FROM audit_record WHERE {NOT_ITS_MAKING}")
         ((actor, *rest),) = cursor.fetchall()
     assert actor == f"client:{acme.api.client.client_id}"
     assert rest == ["192.0.2.7", "bank/1", "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaa1", "done"]
