@@ -3719,6 +3719,20 @@ CREATE INDEX hpts_apiclient_user_id_a52c38be ON public.hpts_apiclient USING btre
 
 
 --
+-- Name: idempotency_key_by_time; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX idempotency_key_by_time ON public.idempotency_key USING brin (tenant_id, created_at) WITH (pages_per_range='32', autosummarize='on');
+
+
+--
+-- Name: journal_entry_by_date; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX journal_entry_by_date ON public.journal_entry USING brin (tenant_id, effective_at) WITH (pages_per_range='32', autosummarize='on');
+
+
+--
 -- Name: journal_entry_of_suspense; Type: INDEX; Schema: public; Owner: -
 --
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from datetime import date
 from typing import Any
 
-WIDTH, LEFT, RIGHT, TOP, BOTTOM = 720, 56, 8, 10, 24
+WIDTH, LEFT, RIGHT, TOP, BOTTOM = 720, 30, 8, 10, 24
+# A balance over time has a page's whole width, and amounts of money beside it.
+WIDE, LEFT_OF_MONEY = 960, 84
 # Classes s1 to s5 of the stylesheet; what does not fit is the last one's.
 SERIES = 5
 
@@ -95,16 +97,16 @@ def columns(
 def steps_over_time(
     title: str, points: Sequence[tuple[date, int]], *, until: date, height: int = 200, write: Callable[[int], str] = str
 ) -> Chart | None:
-    """A balance over time: it stays where it is until the next point. None when there is too little to draw."""
-    if not points or points[0][0] >= until:
+    """A balance over time: it stays where it is until the next point. None when there is nothing to draw."""
+    if not points or points[0][0] >= until or not any(value > 0 for _, value in points):
         return None
     since = points[0][0]
     days = (until - since).days
     steps = _steps(max(max(value for _, value in points), 0))
-    room, across = height - TOP - BOTTOM, WIDTH - LEFT - RIGHT
+    room, across = height - TOP - BOTTOM, WIDE - LEFT_OF_MONEY - RIGHT
 
     def x(day: date) -> float:
-        return round(LEFT + across * (day - since).days / days, 1)
+        return round(LEFT_OF_MONEY + across * (day - since).days / days, 1)
 
     def y(value: int) -> float:
         return round(height - BOTTOM - room * max(value, 0) / steps[-1], 1)
@@ -113,7 +115,7 @@ def steps_over_time(
     for day, value in points[1:]:
         path += f"H{x(day)}V{y(value)}"
     path += f"H{x(until)}"
-    area = f"{path}V{height - BOTTOM}H{LEFT}Z"
+    area = f"{path}V{height - BOTTOM}H{LEFT_OF_MONEY}Z"
     labels = []
     for index in range(5):
         day = date.fromordinal(since.toordinal() + days * index // 4)
@@ -124,9 +126,9 @@ def steps_over_time(
     table = [[day.isoformat(), write(value)] for day, value in points[-60:]]
     return Chart(
         title,
-        WIDTH,
+        WIDE,
         height,
-        LEFT,
+        LEFT_OF_MONEY,
         height - BOTTOM,
         shapes,
         _axis(steps, height, write),

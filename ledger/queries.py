@@ -1078,7 +1078,7 @@ def entries(
 def entry_shown(cursor: CursorWrapper, *, entry_id: str) -> dict[str, Any] | None:
     """An entry's columns, the head of its document, the idempotency key that posted it and the engine's run that did.
 
-    The key's row is of the same transaction: it is sought among those of the seconds around the posting.
+    The key's row is of the same transaction, written after the entry: it is sought among those of the minute behind it.
     """
     return _one(
         cursor,
@@ -1089,9 +1089,10 @@ def entry_shown(cursor: CursorWrapper, *, entry_id: str) -> dict[str, Any] | Non
                    left(e.document, {document.HEAD}) AS head, encode(e.content_hash, 'hex') AS content_hash,
                    r.id::text AS run_id,
                    (SELECT k.key FROM idempotency_key k
-                    WHERE k.tenant_id = e.tenant_id AND k.created_at BETWEEN e.posted_at - interval '30 s' AND e.posted_at
+                    WHERE k.tenant_id = e.tenant_id
+                      AND k.created_at BETWEEN e.posted_at - interval '1 s' AND e.posted_at + interval '60 s'
                       AND strpos(k.response, e.id::text) > 0
-                    ORDER BY k.created_at DESC LIMIT 1) AS key
+                    ORDER BY k.created_at LIMIT 1) AS key
             FROM journal_entry e
             LEFT JOIN accrual_run r ON r.tenant_id = e.tenant_id AND r.accrual_date = e.effective_at
                  AND r.correlation_id = e.correlation_id AND e.event_type = 'accrual'

@@ -438,3 +438,10 @@ GRANT UPDATE (closed_at, closure_reason) ON public.gl_account TO hpts_app;
 GRANT UPDATE (actor, correlation_id, started_at, finished_at) ON public.accrual_run TO hpts_app;
 GRANT UPDATE (through_id, done_at) ON public.accrual_chunk TO hpts_app;
 GRANT UPDATE (code, detail), DELETE ON public.accrual_exception TO hpts_app;
+
+-- What the admin asks by time. Rows come in the order of time, or nearly, so a few summaries of blocks find them and a posting
+-- pays next to nothing: entries of some dates, and the key whose answer names an entry.
+CREATE INDEX journal_entry_by_date ON public.journal_entry
+    USING brin (tenant_id, effective_at) WITH (pages_per_range = 32, autosummarize = on);
+CREATE INDEX idempotency_key_by_time ON public.idempotency_key
+    USING brin (tenant_id, created_at) WITH (pages_per_range = 32, autosummarize = on);

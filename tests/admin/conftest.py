@@ -30,15 +30,15 @@ EVERY_TENANT = object()
 
 
 @cache
-def _hashed(password: str) -> str:
-    """Half a second of work, once."""
-    return make_password(password)
+def _hashed() -> str:
+    """Once, because a hash is slow on purpose."""
+    return make_password(PASSWORD)
 
 
 def make_person(*groups: str, books: object = None, superuser: bool = False) -> User:
     """An account in these groups, bound to a tenant's id, to every tenant, or to none."""
     person = User(username=f"p-{uuid.uuid4().hex[:12]}", is_staff=True, is_superuser=superuser)
-    person.password = _hashed(PASSWORD)
+    person.password = _hashed()
     person.save()
     person.groups.set(Group.objects.filter(name__in=groups))
     if books is not None:
@@ -129,9 +129,15 @@ def make_rich(make_lender: Callable[..., Lender]) -> Callable[[], Rich]:
     return make
 
 
+_shared: list[Rich] = []
+
+
 @pytest.fixture
 def rich(make_rich: Callable[[], Rich]) -> Rich:
-    return make_rich()
+    """One for all tests that only look, because it takes a while to make; who posts makes a lender of its own."""
+    if not _shared:
+        _shared.append(make_rich())
+    return _shared[0]
 
 
 def people(tenant_id: str) -> dict[str, User | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,6 +23,12 @@ from tests.conftest import Lender, in_books_of
 from tests.reconciliation.conftest import csv_of
 
 WHY = "Because the bank called"
+
+
+@pytest.fixture
+def rich(make_rich: Callable[[], Rich]) -> Rich:
+    """A lender of the test's own: things are done to it here."""
+    return make_rich()
 
 
 @pytest.fixture

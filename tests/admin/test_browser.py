@@ -164,7 +164,10 @@ def signs_in(open_page: Callable[..., Page], group: str, rich: Rich) -> Page:
     return page
 
 
-def test_what_one_person_proposes_another_approves(open_page: Callable[..., Page], rich: Rich) -> None:
+def test_what_one_person_proposes_another_approves(
+    open_page: Callable[..., Page], make_rich: Callable[[], Rich]
+) -> None:
+    rich = make_rich()
     entry_id = rich.lender.api.disburse(rich.lender.loan, 7_700, "2026-02-05")["journal_entry_id"]
     maker = signs_in(open_page, "operator", rich)
     find(maker, entry_id)
@@ -191,7 +194,8 @@ def test_what_one_person_proposes_another_approves(open_page: Callable[..., Page
     expect(checker.get_by_role("row", name="approveProposal")).to_contain_text("Seen on the statement")
 
 
-def test_a_webhook_is_delivered_again(open_page: Callable[..., Page], rich: Rich) -> None:
+def test_a_webhook_is_delivered_again(open_page: Callable[..., Page], make_rich: Callable[[], Rich]) -> None:
+    rich = make_rich()
     page = signs_in(open_page, "operator", rich)
     find(page, rich.arguments["delivery"]["delivery_id"])
     page.get_by_role("link", name="Deliver again").click()

@@ -8,7 +8,6 @@ from typing import Any
 from hpts.tenancy import tenant_transaction
 from tests.conftest import Lender, new_key, posted, shown
 
-
 # The lender's client was made by a command.
 NOT_ITS_MAKING = "action <> 'createClient'"
 
