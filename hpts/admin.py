@@ -21,7 +21,10 @@ from django.utils.http import url_has_allowed_host_and_scheme
 from django_otp import login as show_second_factor
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
+from hpts import admin_audit, audit  # noqa: F401 (the pages of the audit log, and what is written into it)
 from hpts.access import VIEW_BOOKS, Access, choose_tenant
+from hpts.acting import caller_of
+from hpts.audit import Caller
 from hpts.models import ApiClient, Staff
 from hpts.site import site
 
@@ -53,6 +56,7 @@ def tenants(request: HttpRequest, access: Access) -> HttpResponse:
             known = []
         if not known:
             raise Http404("There is no such tenant.")
+        audit.record(Caller.of(request, access.actor, known[0][0]), "chooseTenant", about=("tenant", known[0][0]))
         choose_tenant(request, known[0][0])
         return redirect(onward(request))
     name = request.GET.get("q", "").strip()
@@ -145,8 +149,20 @@ def new_person(request: HttpRequest, access: Access) -> HttpResponse:
     """Make an account; it has no password until the next page sets one."""
     form = PersonForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
-        return redirect("admin:password_of_person", form.save().pk)
+        made = form.save()
+        _record_person(request, access, "createPerson", made)
+        return redirect("admin:password_of_person", made.pk)
     return site.form(request, form, title="New account", submit="Make the account", back=reverse("admin:people"))
+
+
+def _record_person(request: HttpRequest, access: Access, action: str, about: User) -> None:
+    """What became of an account, with its groups and books, in the log of the tenant that it is bound to."""
+    staff: Staff | None = getattr(about, "staff", None)
+    tenant_id = str(staff.tenant_id) if staff is not None and staff.tenant_id else audit.NO_TENANT
+    groups = ", ".join(about.groups.values_list("name", flat=True).order_by("name")) or "no group"
+    state = "active" if about.is_active else "disabled"
+    caller = Caller.of(request, access.actor, tenant_id)
+    audit.record(caller, action, about=("person", about.username), detail=f"{state}; {groups}")
 
 
 def _person(person_id: int) -> User:
@@ -163,7 +179,7 @@ def person(request: HttpRequest, access: Access, person_id: int) -> HttpResponse
     about = _person(person_id)
     form = PersonForm(request.POST or None, instance=about)
     if request.method == "POST" and form.is_valid():
-        form.save()
+        _record_person(request, access, "changePerson", form.save())
         messages.success(request, f"{about.username} has been saved.")
         return redirect("admin:people")
     links = [{"label": "Set a password", "url": reverse("admin:password_of_person", args=[person_id])}]
@@ -179,6 +195,7 @@ def password_of_person(request: HttpRequest, access: Access, person_id: int) -> 
     form = SetPasswordForm(about, request.POST or None)
     if request.method == "POST" and form.is_valid():
         form.save()
+        _record_person(request, access, "setPassword", about)
         messages.success(request, f"{about.username} has a new password.")
         return redirect("admin:people")
     title = f"Password of {about.username}"
@@ -203,8 +220,11 @@ def second_factor(request: HttpRequest, access: Access) -> HttpResponse:
                 device.confirmed = True
                 device.save(update_fields=["confirmed"])
             show_second_factor(request, device)
+            audit.record(caller_of(request, access), "showSecondFactor")
             return redirect(onward(request))
         wrong = True
+        caller = caller_of(request, access)
+        audit.record(caller, "showSecondFactor", outcome=audit.REFUSED, detail="wrong_code")
     context = {
         "title": "Second factor",
         "device": device,

@@ -6,6 +6,7 @@ from django.apps import AppConfig
 from django.core.cache import close_caches
 from django.core.signals import request_finished, request_started
 from django.db import close_old_connections, connections, reset_queries
+from django.utils.module_loading import autodiscover_modules
 
 
 class HptsConfig(AppConfig):
@@ -14,6 +15,9 @@ class HptsConfig(AppConfig):
 
     def ready(self) -> None:
         from hpts import walls  # noqa: F401 (registers the check of the database's role)
+
+        # What may be done in the admin, of every app that has it; before the site's routes are made.
+        autodiscover_modules("actions")
 
         request_started.disconnect(reset_queries)
         request_started.disconnect(close_old_connections)

@@ -31,6 +31,7 @@ from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
 from hpts import certificates, oauth
+from hpts.audit import Caller
 from hpts.doors import PARTNER, Shown, shown
 from hpts.models import ApiClient
 from hpts.problems import InsufficientScope, InvalidToken
@@ -375,3 +376,9 @@ class HasScope(BasePermission):
 def caller(request: Request) -> Principal:
     """The verified caller of an authenticated request."""
     return cast(Principal, request.user)
+
+
+def called_by(request: Request) -> Caller:
+    """The same caller, as the journal and the audit log name them."""
+    principal = caller(request)
+    return Caller.of(request._request, principal.actor, principal.tenant_id)

@@ -49,9 +49,11 @@ from oauthlib.oauth2 import (
 )
 from oauthlib.oauth2.rfc6749.grant_types.authorization_code import code_challenge_method_s256
 
-from hpts import certificates, problems
+from hpts import audit, certificates, problems
+from hpts.audit import Caller
 from hpts.doors import PARTNER, shown
 from hpts.models import ApiClient
+from hpts.tenancy import tenant_transaction
 
 # The scope catalogue: the only list of scopes and of what each of them allows.
 ADMIN = "hpts:admin:"
@@ -82,6 +84,7 @@ CLIENT_ID = re.compile(r"[A-Za-z0-9._~-]{1,255}", re.ASCII)
 PERSON = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 MAX_TOKEN_REQUEST_BYTES = 16 * 1024
 MINIMUM_RSA_BITS = 2048
+BY_COMMAND = Caller("command:create_client")
 
 
 def covers(granted: Collection[str], needed: str) -> bool:
@@ -285,11 +288,18 @@ class GeneratedSecretHasher(PBKDF2PasswordHasher):
 
 # --- Clients ---------------------------------------------------------------------------------------------------------
 def register_client(
-    *, tenant_id: str, scopes: Iterable[str], name: str = "", certificate: bytes | None = None
+    *,
+    tenant_id: str,
+    scopes: Iterable[str],
+    name: str = "",
+    certificate: bytes | None = None,
+    suffix: str = "",
+    by: Caller = BY_COMMAND,
 ) -> tuple[ApiClient, str]:
     """Make a client of a tenant and return it with its secret, which is stored hashed and cannot be had again.
 
-    `certificate` is the client's own, PEM or DER. Raises ValueError with a sentence for the operator.
+    `certificate` is the client's own, PEM or DER; `suffix` is what its id ends in, else chance decides. Raises ValueError with a
+    sentence for the operator.
     """
     wanted = set(scopes)
     if unknown := sorted(wanted - SCOPES.keys()):
@@ -302,6 +312,8 @@ def register_client(
     client = _create(
         _known_tenant(tenant_id),
         name,
+        by=by,
+        suffix=suffix,
         client_secret=secret,
         client_type=ApiClient.CLIENT_CONFIDENTIAL,
         authorization_grant_type=ApiClient.GRANT_CLIENT_CREDENTIALS,
@@ -367,10 +379,26 @@ def _known_tenant(tenant_id: str) -> str:
     return tenant_id.lower()
 
 
-def _create(tenant_id: str, name: str, **members: Any) -> ApiClient:
-    made = {"client_id": f"{slugify(name)[:40] or 'client'}-{secrets.token_hex(8)}"} | members
-    created: ApiClient = ApiClient.objects.create(tenant_id=tenant_id, name=name, **made)
+def _create(tenant_id: str, name: str, *, by: Caller = BY_COMMAND, suffix: str = "", **members: Any) -> ApiClient:
+    made = {"client_id": f"{slugify(name)[:40] or 'client'}-{suffix or secrets.token_hex(8)}"} | members
+    if ApiClient.objects.filter(client_id=made["client_id"]).exists():
+        raise ValueError(f"There is a client {made['client_id']} already; its secret was shown when it was made.")
+    with tenant_transaction(tenant_id) as cursor:
+        created: ApiClient = ApiClient.objects.create(tenant_id=tenant_id, name=name, **made)
+        detail = f"scopes: {created.allowed_scopes}"
+        audit.record(by, "createClient", about=("client", created.client_id), detail=detail, cursor=cursor)
     return created
+
+
+def disable_client(*, tenant_id: str, client_id: str, by: Caller) -> bool:
+    """The client gets no token any more; gives whether there is one. Tokens that it has end within a minute (hpts/auth.py)."""
+    with tenant_transaction(tenant_id) as cursor:
+        client = ApiClient.objects.filter(client_id=client_id, tenant_id=tenant_id).first()
+        if client is not None and client.disabled_at is None:
+            client.disabled_at = timezone.now()
+            client.save(update_fields=["disabled_at", "updated"])
+            audit.record(by, "disableClient", about=("client", client_id), cursor=cursor)
+    return client is not None
 
 
 # --- Endpoints -------------------------------------------------------------------------------------------------------

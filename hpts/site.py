@@ -33,6 +33,8 @@ from hpts.access import VIEW_BOOKS, Access, access_of, choose_tenant, needs_seco
 from hpts.tenancy import SNAPSHOT, tenant_transaction
 
 READS = "readonly"
+# The menu's sections, in their order.
+SECTIONS = ("", "Books", "Nights", "Traffic", "Access")
 Context = Mapping[str, Any]
 
 
@@ -296,8 +298,16 @@ class Site(UnfoldAdminSite):  # type: ignore[misc]
     ) -> HttpResponse:
         """A page with one form that is posted to its own address."""
         context = {"title": title, "form": form, "submit": submit, "back": back, "intro": intro} | more
+        context.setdefault("tenant", self.tenant_of(access_of(request)))
         status = 422 if form.is_bound else 200
         return render(request, "books/form.html", self.each_context(request) | context, status=status)
+
+    def tenant_of(self, access: Access) -> Tenant | None:
+        """Whose books somebody looks at, for the pages that do not read them: asked in a transaction of its own."""
+        if access.tenant_id is None:
+            return None
+        with tenant_transaction(access.tenant_id, using=READS) as cursor:
+            return self.tenant(cursor)
 
     def _unknown(self, request: HttpRequest, unknown: str) -> HttpResponse:
         raise Http404("There is no such page.")
@@ -306,11 +316,17 @@ class Site(UnfoldAdminSite):  # type: ignore[misc]
         @wraps(view)
         def enter(request: HttpRequest, **arguments: Any) -> HttpResponse:
             access = access_of(request)
-            if door is not None and door.permission is not None and not access.may(door.permission):
-                raise PermissionDenied
-            if door is not None and door.platform and not access.is_platform:
-                raise PermissionDenied("Only platform staff may do this.")
-            return view(request, access, **arguments)
+            try:
+                if door is not None and door.permission is not None and not access.may(door.permission):
+                    raise PermissionDenied
+                if door is not None and door.platform and not access.is_platform:
+                    raise PermissionDenied("Only platform staff may do this.")
+                return view(request, access, **arguments)
+            except PermissionDenied:
+                # What a door does it writes down itself; that it stayed shut is known here.
+                for witness in self.registered.witnesses:
+                    witness(request, door.name if door is not None else view.__name__, arguments, 403)
+                raise
 
         if door is not None and door.half_way:
             return self._half_way(enter)
@@ -466,7 +482,7 @@ class Site(UnfoldAdminSite):  # type: ignore[misc]
             allowed = door.permission is None or access.may(door.permission)
             if door.section and allowed and (access.is_platform or not door.platform):
                 add(door.section, door.title, door.icon, reverse(f"admin:{door.name}"))
-        return dict(menu)
+        return {section: menu[section] for section in sorted(menu, key=SECTIONS.index)}
 
 
 site = Site()

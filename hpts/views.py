@@ -40,11 +40,6 @@ def only_get(request: HttpRequest) -> None:
         raise MethodNotAllowed(["GET", "HEAD"])
 
 
-def correlation_of(request: Request) -> str:
-    """The request's correlation id, given by hpts/middleware.py."""
-    return request._request.correlation_id  # type: ignore[attr-defined, no-any-return]
-
-
 class _InMemory(MemoryFileUploadHandler):
     """A file of a body that is in memory already, and that has been found short enough."""
 

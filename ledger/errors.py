@@ -145,6 +145,18 @@ class PlanOutdated(Problem):
     status, code, title = 409, "plan_outdated", "The plan is outdated"
 
 
+class ProposalDecided(Problem):
+    """The proposal was approved, rejected or withdrawn, once and for all."""
+
+    status, code, title = 409, "proposal_decided", "The proposal has been decided"
+
+
+class OwnProposal(Problem):
+    """A proposal is approved or rejected by another person than its maker, and withdrawn by its maker alone."""
+
+    status, code, title = 422, "own_proposal", "Maker and checker are two people"
+
+
 class LoanExists(Problem):
     """This tenant has a loan with this id."""
 
@@ -156,6 +168,9 @@ class ProgramExists(Problem):
 
     status, code, title = 409, "program_exists", "The program exists"
 
+
+# Met in the admin, never in the API.
+OF_STAFF = (OwnProposal, ProposalDecided)
 
 # What a named constraint of the database says, when two writers met and the rules could not see it coming.
 BY_CONSTRAINT: dict[str, type[Problem]] = {
@@ -172,6 +187,8 @@ BY_CONSTRAINT: dict[str, type[Problem]] = {
     "period_close_forward": PeriodClosed,
     "loan_pkey": LoanExists,
     "program_pkey": ProgramExists,
+    "proposal_decision_pkey": ProposalDecided,
+    "proposal_decision_two_people": OwnProposal,
 }
 
 

@@ -18,6 +18,7 @@ from ledger.events import DIRECTIONS
 
 DAY_COUNTS = ("ACT_365", "ACT_360", "ACT_ACT", "30_360")
 ACCRUAL_MODES = ("client", "engine")
+PROPOSAL_DECISIONS = ("approved", "rejected", "withdrawn")
 ACCOUNT_TYPES = ("asset", "liability", "equity", "income", "expense", "memo")
 
 
@@ -553,3 +554,66 @@ class Notice(TenantOwned):
     class Meta:
         db_table = "notice"
         constraints = [models.UniqueConstraint(fields=["tenant_id", "id"], name="notice_once")]
+
+
+class Proposal(TenantOwned):
+    """A correction that one person of the staff wants posted: an operation of the API, its path and body as they would be
+    sent, and why. Whether it is open says its decision, which is a row of its own; neither is ever changed."""
+
+    id = models.UUIDField(primary_key=True)
+    operation_id = models.TextField()
+    path = models.JSONField()
+    body = models.JSONField()
+    reason = models.TextField()
+    maker = models.TextField()
+    proposed_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "proposal"
+        constraints = [
+            models.UniqueConstraint(fields=["tenant_id", "id", "maker"], name="proposal_maker"),
+            models.CheckConstraint(condition=Q(maker__startswith="staff:"), name="proposal_by_staff"),
+            models.CheckConstraint(condition=~Q(reason=""), name="proposal_says_why"),
+        ]
+        # The page of proposals, the latest first.
+        indexes = [models.Index(fields=["tenant_id", "proposed_at", "id"], name="proposal_by_time")]
+
+    def __str__(self) -> str:
+        return str(self.id)
+
+
+class ProposalDecision(TenantOwned):
+    """What became of a proposal, once: another person approved it, with the entry that this posted, or rejected it; or its
+    maker took it back. `maker` is the proposal's, repeated so that a constraint holds the two names against each other."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "proposal_id")
+    proposal_id = models.UUIDField()
+    maker = models.TextField()
+    decided_by = models.TextField()
+    decision = models.TextField()
+    reason = models.TextField()
+    entry_id = models.UUIDField(null=True)
+    decided_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "proposal_decision"
+        constraints = [
+            models.CheckConstraint(condition=Q(decision__in=PROPOSAL_DECISIONS), name="proposal_decision_kind"),
+            models.CheckConstraint(
+                condition=Q(decision="withdrawn", decided_by=models.F("maker"))
+                | (~Q(decision="withdrawn") & ~Q(decided_by=models.F("maker"))),
+                name="proposal_decision_two_people",
+            ),
+            models.CheckConstraint(condition=Q(decided_by__startswith="staff:"), name="proposal_decision_by_staff"),
+            models.CheckConstraint(
+                condition=Q(decision="approved", entry_id__isnull=False)
+                | (~Q(decision="approved") & Q(entry_id__isnull=True)),
+                name="proposal_decision_entry",
+            ),
+            models.CheckConstraint(condition=~Q(reason=""), name="proposal_decision_says_why"),
+            models.UniqueConstraint(
+                fields=["tenant_id", "entry_id"],
+                condition=Q(entry_id__isnull=False),
+                name="proposal_decision_one_entry",
+            ),
+        ]

@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 import msgspec
 from django.db.transaction import on_commit
 
+from hpts import audit
 from hpts.fields import given
 from hpts.problems import NotFound
 from ledger import masters, queries, runs, tasks
@@ -63,7 +64,11 @@ Members = Mapping[str, Any]
 @dataclass(frozen=True, slots=True)
 class Write(Generic[S]):
     """One operation that posts, or creates what postings need. `path` holds the route's parameters; `status` is answered the
-    first time."""
+    first time.
+
+    `audited`: what it is about, as a type of object and the member of the answer that has its id. An entry names its actor
+    for ever, so it is said of operations that post none, and each of them is in the audit log.
+    """
 
     operation_id: str
     scope: str
@@ -71,12 +76,18 @@ class Write(Generic[S]):
     touches: Callable[[S, Path], Touches]
     work: Callable[[Posting, S, Path], Members]
     status: int = 201
+    audited: tuple[str, str] | None = None
 
     def run(self, posting: Posting, body: S, path: Path) -> Members:
         """Do it in an open posting. Raises the refusals of rules and masters."""
         if "loan_id" in path and path["loan_id"] not in posting.state.loans:
             raise NotFound(f"There is no loan {path['loan_id']}.")
-        return self.work(posting, body, path)
+        members = self.work(posting, body, path)
+        if self.audited is not None:
+            kind, member = self.audited
+            about = (kind, str(members[member]))
+            audit.record(posting.origin.as_caller(), self.operation_id, about=about, cursor=posting.cursor)
+        return members
 
     def loan(self, body: S, path: Path) -> str | None:
         """The loan that the operation is about, when the request names it."""
@@ -87,10 +98,15 @@ WRITES: dict[str, Write[Any]] = {}
 
 
 def _write(
-    operation_id: str, scope: str, shape: type[S], touches: Callable[[S, Path], Touches], status: int = 201
+    operation_id: str,
+    scope: str,
+    shape: type[S],
+    touches: Callable[[S, Path], Touches],
+    status: int = 201,
+    audited: tuple[str, str] | None = None,
 ) -> Callable[[Callable[[Posting, S, Path], Members]], Write[S]]:
     def declare(work: Callable[[Posting, S, Path], Members]) -> Write[S]:
-        WRITES[operation_id] = write = Write(operation_id, scope, shape, touches, work, status)
+        WRITES[operation_id] = write = Write(operation_id, scope, shape, touches, work, status, audited)
         return write
 
     return declare
@@ -459,7 +475,14 @@ def replan_loan(posting: Posting, body: shapes.NewReplan, path: Path) -> Members
 # --- The engine ------------------------------------------------------------------------------------------------------
 
 
-@_write("startAccrualRun", "hpts:accruals:write", shapes.NewAccrualRun, _nothing, status=202)
+@_write(
+    "startAccrualRun",
+    "hpts:accruals:write",
+    shapes.NewAccrualRun,
+    _nothing,
+    status=202,
+    audited=("accrual run", "accrual_run_id"),
+)
 def start_accrual_run(posting: Posting, body: shapes.NewAccrualRun, path: Path) -> Members:
     """Make the run, or open it again; workers hear of it when the transaction has ended."""
     program_id, tenant_id = path["program_id"], posting.origin.tenant_id
@@ -475,7 +498,7 @@ def start_accrual_run(posting: Posting, body: shapes.NewAccrualRun, path: Path) 
     return found
 
 
-@_write("pauseAccrual", "hpts:admin:servicing", shapes.NewAccrualPause, _loan_now)
+@_write("pauseAccrual", "hpts:admin:servicing", shapes.NewAccrualPause, _loan_now, audited=("loan", "loan_id"))
 def pause_accrual(posting: Posting, body: shapes.NewAccrualPause, path: Path) -> Members:
     to_date = given(body.to_date)
     in_order("from_date", body.from_date, "to_date", to_date)
@@ -555,7 +578,7 @@ def _manual_line(line: shapes.ManualLine) -> Line:
 # --- Masters ---------------------------------------------------------------------------------------------------------
 
 
-@_write("createProgram", "hpts:admin:loans", shapes.NewProgram, _nothing)
+@_write("createProgram", "hpts:admin:loans", shapes.NewProgram, _nothing, audited=("program", "program_id"))
 def create_program(posting: Posting, body: shapes.NewProgram, path: Path) -> Members:
     return masters.create_program(
         posting.cursor,
@@ -570,7 +593,9 @@ def create_program(posting: Posting, body: shapes.NewProgram, path: Path) -> Mem
     )
 
 
-@_write("changeProgramTerms", "hpts:admin:loans", shapes.NewProgramTerms, _program_terms)
+@_write(
+    "changeProgramTerms", "hpts:admin:loans", shapes.NewProgramTerms, _program_terms, audited=("program", "program_id")
+)
 def change_program_terms(posting: Posting, body: shapes.NewProgramTerms, path: Path) -> Members:
     rate, mode = given(body.annual_rate_bps), given(body.accrual_mode)
     waterfall = given(body.waterfall)
@@ -592,7 +617,7 @@ def change_program_terms(posting: Posting, body: shapes.NewProgramTerms, path: P
     return {"program_id": path["program_id"], "effective_at": body.effective_at.isoformat(), **shown}
 
 
-@_write("createLoan", "hpts:admin:loans", shapes.NewLoan, _nothing)
+@_write("createLoan", "hpts:admin:loans", shapes.NewLoan, _nothing, audited=("loan", "loan_id"))
 def create_loan(posting: Posting, body: shapes.NewLoan, path: Path) -> Members:
     created = masters.create_loan(
         posting.cursor,
@@ -608,7 +633,7 @@ def create_loan(posting: Posting, body: shapes.NewLoan, path: Path) -> Members:
     return created
 
 
-@_write("createAccount", "hpts:admin:adjustments", shapes.NewAccount, _nothing)
+@_write("createAccount", "hpts:admin:adjustments", shapes.NewAccount, _nothing, audited=("account", "account_code"))
 def create_account(posting: Posting, body: shapes.NewAccount, path: Path) -> Members:
     return masters.create_account(
         posting.cursor,
@@ -620,7 +645,7 @@ def create_account(posting: Posting, body: shapes.NewAccount, path: Path) -> Mem
     )
 
 
-@_write("closeAccount", "hpts:admin:adjustments", shapes.NewClosure, _nothing)
+@_write("closeAccount", "hpts:admin:adjustments", shapes.NewClosure, _nothing, audited=("account", "account_code"))
 def close_account(posting: Posting, body: shapes.NewClosure, path: Path) -> Members:
     return masters.close_account(posting.cursor, code=path["account_code"], reason=body.reason)
 
@@ -632,7 +657,7 @@ def _alone(body: Any, path: Path) -> Touches:
     return Touches(mode="close")
 
 
-@_write("closePeriod", "hpts:admin:periods", shapes.NewPeriodClose, _alone)
+@_write("closePeriod", "hpts:admin:periods", shapes.NewPeriodClose, _alone, audited=("period", "through_date"))
 def close_period(posting: Posting, body: shapes.NewPeriodClose, path: Path) -> Members:
     posting.admit_date(body.through_date)
     posting.flush()

@@ -11,6 +11,7 @@ import logging
 import random
 import secrets
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -23,6 +24,7 @@ from django.db import DatabaseError, Error
 from django.db.backends.utils import CursorWrapper
 
 from hpts import metrics
+from hpts.audit import Caller
 from hpts.pipeline import Statement
 from hpts.problems import Busy, InternalError, Problem
 from hpts.tenancy import SNAPSHOT, TenantTransaction, opened_transaction
@@ -86,11 +88,19 @@ logger = logging.getLogger("hpts.posting")
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Who posts, and in which correlation: what every entry of a request shares."""
+    """Who posts, and in which correlation: what every entry of a request shares. `caller` knows more, for the audit log."""
 
     tenant_id: str
     actor: str
     correlation_id: str
+    caller: Caller | None = None
+
+    @classmethod
+    def of(cls, caller: Caller) -> Origin:
+        return cls(caller.tenant_id, caller.actor, caller.correlation_id or str(uuid.uuid4()), caller)
+
+    def as_caller(self) -> Caller:
+        return self.caller or Caller(self.actor, self.tenant_id, correlation_id=self.correlation_id)
 
 
 @dataclass(frozen=True, slots=True)

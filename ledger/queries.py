@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
+import msgspec
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
@@ -19,6 +20,7 @@ from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
 from ledger.events import METHODS, SETTLED
+from ledger.models import PROPOSAL_DECISIONS
 from ledger.state import CHARGED_OFF, REFINANCED
 
 EPOCH = datetime.fromtimestamp(0, UTC)
@@ -340,6 +342,51 @@ def entry(cursor: CursorWrapper, *, entry_id: str) -> str | None:
         cursor, "SELECT document FROM journal_entry WHERE tenant_id = %(tenant)s AND id = %(entry)s", entry=entry_id
     )
     return document.public(rows[0][0]) if rows else None
+
+
+def proposal(cursor: CursorWrapper, *, proposal_id: str) -> tuple[Any, ...] | None:
+    """Operation, path, body, reason, maker and time of a proposal; what was decided, by whom, when, why, and the entry."""
+    rows = _rows(
+        cursor,
+        """SELECT p.operation_id, p.path::text, p.body::text, p.reason, p.maker, p.proposed_at, d.decision, d.decided_by,
+                  d.decided_at, d.reason, d.entry_id::text
+           FROM proposal p
+           LEFT JOIN proposal_decision d ON d.tenant_id = p.tenant_id AND d.proposal_id = p.id
+           WHERE p.tenant_id = %(tenant)s AND p.id = %(proposal)s""",
+        proposal=proposal_id,
+    )
+    if not rows:
+        return None
+    operation_id, path, body, *rest = rows[0]
+    return operation_id, msgspec.json.decode(path), msgspec.json.decode(body), *rest
+
+
+PROPOSAL_STATES = ("open", *PROPOSAL_DECISIONS)
+
+
+def proposal_rows(
+    cursor: CursorWrapper, *, state: str | None, maker: str | None, after: Sequence[str] | None, limit: int
+) -> list[dict[str, Any]]:
+    """Proposals, the latest first, behind the one whose time and id are `after`."""
+    rows = _rows(
+        cursor,
+        """SELECT p.id::text, p.operation_id, p.reason, p.maker, p.proposed_at, coalesce(d.decision, 'open'), d.decided_by,
+                  d.entry_id::text
+           FROM proposal p
+           LEFT JOIN proposal_decision d ON d.tenant_id = p.tenant_id AND d.proposal_id = p.id
+           WHERE p.tenant_id = %(tenant)s
+             AND (%(state)s::text IS NULL OR coalesce(d.decision, 'open') = %(state)s)
+             AND (%(maker)s::text IS NULL OR p.maker = %(maker)s)
+             AND (%(at)s::timestamptz IS NULL OR (p.proposed_at, p.id) < (%(at)s::timestamptz, %(before)s::uuid))
+           ORDER BY p.proposed_at DESC, p.id DESC LIMIT %(limit)s""",
+        state=state,
+        maker=maker if maker is None or ":" in maker else f"staff:{maker}",
+        at=after[0] if after else None,
+        before=after[1] if after else None,
+        limit=limit,
+    )
+    names = ("proposal_id", "operation_id", "reason", "maker", "proposed_at", "state", "decided_by", "entry_id")
+    return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)

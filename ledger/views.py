@@ -14,7 +14,7 @@ from django.urls import Resolver404, resolve
 from rest_framework.request import Request
 
 from hpts import fields
-from hpts.auth import OF_ITS_ITEMS, caller
+from hpts.auth import OF_ITS_ITEMS, called_by, caller
 from hpts.fields import given
 from hpts.oauth import covers
 from hpts.openapi import Shape, View, operation
@@ -23,12 +23,13 @@ from hpts.pipeline import Statement
 from hpts.problems import FieldProblem, NotFound, Problem, ValidationFailed
 from hpts.rendering import answer
 from hpts.tenancy import SNAPSHOT, tenant_transaction
-from hpts.views import APIViewSet, correlation_of
+from hpts.views import APIViewSet
 from ledger import batch, queries, seals
 from ledger import operations as ops
 from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
 from ledger.errors import (
+    OF_STAFF,
     AccountClosed,
     AccountNotFound,
     AccrualAlreadyPosted,
@@ -71,7 +72,9 @@ DATED = (EffectiveDateRefused, PeriodClosed, AmountOutOfRange)
 OF_A_LOAN = (*DATED, LoanChanged, CurrencyMismatch)
 # What some write of a batch may be refused for.
 REFUSALS = tuple(
-    kind for kind in Problem.__subclasses__() if kind.__module__ == "ledger.errors" and kind is not NotSealedYet
+    kind
+    for kind in Problem.__subclasses__()
+    if kind.__module__ == "ledger.errors" and kind not in (NotSealedYet, *OF_STAFF)
 )
 
 
@@ -129,8 +132,7 @@ class LedgerViewSet(APIViewSet):
             return queries.loan_version(cursor, loan_id=loan_id) or 0
 
     def origin(self, request: Request) -> Origin:
-        principal = caller(request)
-        return Origin(principal.tenant_id, principal.actor, correlation_of(request))
+        return Origin.of(called_by(request))
 
     @contextmanager
     def read(self, request: Request, *, first: Statement | None = None) -> Iterator[CursorWrapper]:

@@ -11,13 +11,18 @@ from typing import Any, BinaryIO
 import msgspec
 from django.db.backends.utils import CursorWrapper
 
+from hpts import audit
 from hpts.tenancy import current_tenant
+from ledger.idempotency import Answer, Call, fingerprint, once
+from ledger.posting import Origin, Posting, Touches
 from reconciliation import queries
 from reconciliation.accounts import BankAccount, lock, meet_account, take_time
 from reconciliation.formats import FORMATS, columns
 from reconciliation.reconciling import CHUNK, reconcile
 from reconciliation.statements import Statement, refused
 
+# The operation, as the API names it.
+IMPORT = "importStatement"
 # What the command takes; the API takes less. A parser never holds the file, only the statement that it makes.
 MAX_FILE_BYTES = 128 * 1024 * 1024
 
@@ -52,6 +57,23 @@ def read_file(
     stream.seek(0)
     statement = columns.parse(stream, names) if format == "csv" else FORMATS[format](stream)
     return StatementFile(bank_account_ref, account_code, format, hashed.digest(), statement)
+
+
+def import_once(origin: Origin, key: str, file: StatementFile) -> tuple[Answer, bool]:
+    """Import a file once for a key, with a record in the audit log; also whether the file is new. Raises what
+    `import_statement` does."""
+    said = [file.bank_account_ref, file.format, file.account_code, file.digest.hex()]
+    is_new = True
+
+    def work(posting: Posting) -> msgspec.Raw:
+        nonlocal is_new
+        body, is_new = import_statement(posting.cursor, file, origin.actor)
+        about = ("bank statement", msgspec.json.decode(body)["statement_id"])
+        audit.record(origin.as_caller(), IMPORT, about=about, cursor=posting.cursor)
+        return msgspec.Raw(body.encode())
+
+    done = once(Call(origin, key, fingerprint(IMPORT, {}, said)), Touches(mode="read"), work)
+    return done, is_new
 
 
 def import_statement(cursor: CursorWrapper, file: StatementFile, actor: str) -> tuple[str, bool]:

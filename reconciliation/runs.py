@@ -9,12 +9,18 @@ from __future__ import annotations
 import logging
 import uuid
 from datetime import date, timedelta
+from typing import Any
 
 from django.db import OperationalError
 from django.db.backends.utils import CursorWrapper
 
+from hpts import audit
+from hpts.problems import FieldProblem, ValidationFailed
 from hpts.tenancy import current_tenant, tenant_transaction
+from ledger.idempotency import Answer, Call, once
+from ledger.posting import Posting, Touches
 from ledger.queries import today
+from reconciliation import queries
 from reconciliation.accounts import bank_accounts, take_time
 from reconciliation.reconciling import reconcile
 from reconciliation.status import mismatched_accounts
@@ -22,6 +28,8 @@ from reconciliation.status import mismatched_accounts
 logger = logging.getLogger("hpts.reconciliation")
 ACTOR = "schedule:reconciliation"
 LONGEST_SECONDS = 600
+# The operation, as the API names it.
+REQUEST = "createReconciliationRun"
 
 
 def request_run(cursor: CursorWrapper, *, as_of: date, actor: str, is_nightly: bool = False) -> str | None:
@@ -33,6 +41,25 @@ def request_run(cursor: CursorWrapper, *, as_of: date, actor: str, is_nightly: b
         (current_tenant(), run_id, as_of, is_nightly, actor),
     )
     return run_id if cursor.rowcount else None
+
+
+def request_once(call: Call, as_of: date | None) -> Answer:
+    """Queue a run that somebody asks for, once for a key. Raises ValidationFailed for a date in the future."""
+
+    def work(posting: Posting) -> dict[str, Any]:
+        day = as_of or posting.today
+        if day > posting.today:
+            later = FieldProblem(
+                "as_of_date", "out_of_range", f"The date lies in the future: today is {posting.today}."
+            )
+            raise ValidationFailed("One or more fields are not valid.", [later])
+        run_id = request_run(posting.cursor, as_of=day, actor=call.origin.actor)
+        assert run_id is not None  # Only nights are one of a kind.
+        about = ("reconciliation run", run_id)
+        audit.record(call.origin.as_caller(), REQUEST, about=about, cursor=posting.cursor)
+        return queries.run(posting.cursor, run_id=run_id)
+
+    return once(call, Touches(mode="read"), work)
 
 
 def request_nightly(tenant_id: str) -> str | None:

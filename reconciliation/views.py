@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import date
 from io import BytesIO
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import msgspec
 from django.http import HttpResponse
 from rest_framework.request import Request
 
 from hpts.fields import given
 from hpts.openapi import FORM_TYPE, operation
-from hpts.problems import FieldProblem, NotFound, ValidationFailed
+from hpts.problems import NotFound
 from hpts.rendering import answer
 from hpts.tenancy import SNAPSHOT
 from ledger.errors import (
@@ -24,16 +23,16 @@ from ledger.errors import (
     EntryNotFound,
     PeriodClosed,
 )
-from ledger.idempotency import Call, fingerprint, once, read_key
+from ledger.idempotency import read_key
 from ledger.operations import Write
-from ledger.posting import Posting, Touches
+from ledger.posting import Touches
 from ledger.queries import today
 from ledger.serializers import AsOfQuery, Page
 from ledger.views import LedgerViewSet, answered, posts
 from reconciliation import queries, runs, tasks
 from reconciliation import serializers as shapes
 from reconciliation.errors import AlreadyResolved, ResolutionRefused
-from reconciliation.importing import import_statement, read_file
+from reconciliation.importing import import_once, read_file
 from reconciliation.resolution import resolve
 from reconciliation.status import status
 
@@ -56,7 +55,9 @@ def _any_date(body: shapes.NewResolution, path: Mapping[str, str]) -> Touches:
     return Touches(since=date.min)
 
 
-resolve_break: Write[shapes.NewResolution] = Write("resolveBreak", ADMIN, shapes.NewResolution, _any_date, resolve)
+resolve_break: Write[shapes.NewResolution] = Write(
+    "resolveBreak", ADMIN, shapes.NewResolution, _any_date, resolve, audited=("break", "break_id")
+)
 
 
 class Statements(LedgerViewSet):
@@ -88,16 +89,7 @@ class Statements(LedgerViewSet):
             format=query.format,
             account_code=given(query.account_code),
         )
-        said = [file.bank_account_ref, file.format, file.account_code, file.digest.hex()]
-        is_new = True
-
-        def work(posting: Posting) -> msgspec.Raw:
-            nonlocal is_new
-            body, is_new = import_statement(posting.cursor, file, posting.origin.actor)
-            return msgspec.Raw(body.encode())
-
-        call = Call(self.origin(request), key, fingerprint(self.operation_id, {}, said))
-        done = once(call, Touches(mode="read"), work)
+        done, is_new = import_once(self.origin(request), key, file)
         return answered(done, 201 if is_new else 200)
 
     @operation(
@@ -185,18 +177,7 @@ class Runs(LedgerViewSet):
         """
         call, body = self.call(request, shapes.NewRun)
 
-        def work(posting: Posting) -> Mapping[str, Any]:
-            as_of = given(body.as_of_date) or posting.today
-            if as_of > posting.today:
-                later = FieldProblem(
-                    "as_of_date", "out_of_range", f"The date lies in the future: today is {posting.today}."
-                )
-                raise ValidationFailed("One or more fields are not valid.", [later])
-            run_id = runs.request_run(posting.cursor, as_of=as_of, actor=posting.origin.actor)
-            assert run_id is not None  # Only nights are one of a kind.
-            return queries.run(posting.cursor, run_id=run_id)
-
-        done = once(call, Touches(mode="read"), work)
+        done = runs.request_once(call, given(body.as_of_date))
         tasks.announce(call.origin.tenant_id)
         return answered(done, 202)
 

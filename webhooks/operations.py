@@ -1,6 +1,6 @@
 """What a client asks of webhooks: endpoints made, rotated, enabled, ended; deliveries made again. No HTTP, nothing is sent here.
 
-Each runs on the cursor of a tenant's transaction and answers what the API shows.
+Each but `cancel_waiting` runs on the cursor of a tenant's transaction and answers what the API shows.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from django.db.backends.utils import CursorWrapper
 
 from hpts.fields import given
 from hpts.problems import FieldProblem, NotFound, ValidationFailed
-from hpts.tenancy import current_tenant
+from hpts.tenancy import current_tenant, tenant_transaction
 from ledger.events import EventKind
 from ledger.queries import timestamp
 from webhooks import delivery, queries, signing
@@ -23,6 +23,7 @@ from webhooks import serializers as shapes
 MAX_ENDPOINTS = 200
 PREVIOUS_SECRET_HOURS = 24
 RECOVERABLE_DAYS = 30
+CANCELLED_AT_ONCE = 10_000
 # Recovering a month of events for one endpoint may take longer than a request of the ledger is given.
 LONG = "SET LOCAL statement_timeout = '60s'"
 
@@ -105,6 +106,15 @@ def disable(cursor: CursorWrapper, endpoint_id: str) -> None:
         "UPDATE webhook_endpoint SET state = 'disabled', disabled_reason = 'deleted' WHERE tenant_id = %s AND id = %s",
         (current_tenant(), endpoint_id),
     )
+
+
+def cancel_waiting(tenant_id: str, endpoint_id: str) -> None:
+    """Cancel what waits for a disabled endpoint, in short transactions of their own, since millions may wait. What a broken-off
+    call leaves is sent to nobody."""
+    while True:
+        with tenant_transaction(tenant_id) as cursor:
+            if delivery.cancel(cursor, endpoint_id, limit=CANCELLED_AT_ONCE) < CANCELLED_AT_ONCE:
+                return
 
 
 def send_test(cursor: CursorWrapper, endpoint_id: str) -> dict[str, Any]:

@@ -13,7 +13,9 @@ from django.db.backends.utils import CursorWrapper
 from django.http import HttpRequest, HttpResponse
 from rest_framework.request import Request
 
-from hpts.auth import caller
+from hpts import audit
+from hpts.audit import Caller
+from hpts.auth import called_by, caller
 from hpts.fields import given
 from hpts.openapi import operation
 from hpts.pagination import DEFAULT_PAGE_SIZE
@@ -24,13 +26,12 @@ from ledger.idempotency import Call, once
 from ledger.posting import Posting, Touches
 from ledger.serializers import NoQuery, Page
 from ledger.views import LedgerViewSet, answered
-from webhooks import delivery, operations, queries, signing, targets
+from webhooks import operations, queries, signing, targets
 from webhooks import serializers as shapes
 
 SCOPE = "hpts:admin:webhooks"
 # No loan and no period is touched.
 NO_POSTING = Touches(mode="read")
-CANCELLED_AT_ONCE = 10_000
 POLL_SECONDS = 0.25
 
 Members = Mapping[str, Any]
@@ -55,19 +56,30 @@ class WebhookViewSet(LedgerViewSet):
 
     def once(self, call: Call, work: Callable[[CursorWrapper], Members]) -> HttpResponse:
         """Run the operation once for its key, as every POST."""
-        return answered(once(call, NO_POSTING, lambda posting: work(posting.cursor)))
+        return answered(once(call, NO_POSTING, lambda posting: self._audited(posting, work(posting.cursor))))
 
     def once_with_secret(self, call: Call, work: Callable[[CursorWrapper, str], Members]) -> HttpResponse:
         """As `once()`; the first answer, and no other, says the secret too: what is kept with the key does not hold it."""
         secret = signing.new_secret()
 
         def run(posting: Posting) -> Members:
-            return work(posting.cursor, secret)
+            return self._audited(posting, work(posting.cursor, secret))
 
         done = once(call, NO_POSTING, run)
         if done.replayed:
             return answered(done)
         return answer({**msgspec.json.decode(done.body), "secret": secret}, 201)
+
+    def _audited(self, posting: Posting, members: Members) -> Members:
+        """Endpoints and deliveries have no actor of their own, so each of their writes is in the audit log."""
+        self.record(posting.origin.as_caller(), posting.cursor, members)
+        return members
+
+    def record(self, by: Caller, cursor: CursorWrapper, members: Members) -> None:
+        known = {**members, **self.kwargs}
+        member = "delivery_id" if "delivery_id" in self.kwargs else "webhook_endpoint_id"
+        about = (member.removesuffix("_id").replace("_", " "), str(known[member]))
+        audit.record(by, self.operation_id, about=about, cursor=cursor)
 
 
 class WebhookEndpoints(WebhookViewSet):
@@ -134,11 +146,8 @@ class WebhookEndpoints(WebhookViewSet):
         self.query(request, NoQuery)
         with self.read(request) as cursor:
             operations.disable(cursor, webhook_endpoint_id)
-        # Short transactions, since millions may wait. What a broken-off request leaves is sent to nobody.
-        while True:
-            with self.read(request) as cursor:
-                if delivery.cancel(cursor, webhook_endpoint_id, limit=CANCELLED_AT_ONCE) < CANCELLED_AT_ONCE:
-                    break
+            self.record(called_by(request), cursor, {})
+        operations.cancel_waiting(caller(request).tenant_id, webhook_endpoint_id)
         gone = HttpResponse(status=204)
         del gone["Content-Type"]
         return gone

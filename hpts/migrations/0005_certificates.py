@@ -12,7 +12,7 @@ from hpts.sql import sql_file
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("hpts", "0003_staff"),
+        ("hpts", "0004_audit"),
         migrations.swappable_dependency(settings.AUTH_USER_MODEL),
     ]
     operations = [

@@ -13,7 +13,10 @@ from django.utils.safestring import SafeString
 register = template.Library()
 
 # How a state is coloured; the word itself always stands beside the colour.
-GOOD = {"complete", "succeeded", "enabled", "reconciled", "ok", "resolved", "balanced", "proven", "matched", "active"}
+GOOD = {
+    *("complete", "succeeded", "enabled", "reconciled", "ok", "resolved", "balanced", "proven", "matched", "active"),
+    *("approved", "done"),
+}
 BAD = {
     *(
         "failed",
@@ -27,9 +30,20 @@ BAD = {
         "unbalanced",
         "stuck",
     ),
-    *("overdue",),
+    *("overdue", "rejected", "refused"),
 }
-WARN = {"complete_with_exceptions", "queued", "running", "leased", "cancelled", "pending", "PENDING", "behind", "break"}
+WARN = {
+    "complete_with_exceptions",
+    "queued",
+    "running",
+    "leased",
+    "cancelled",
+    "pending",
+    "PENDING",
+    "behind",
+    "break",
+    "open",
+}
 
 
 @register.filter

@@ -151,3 +151,56 @@ def test_the_theme_is_chosen_and_stays(signed_in: Page) -> None:
     signed_in.get_by_role("button", name="Light or dark").click()
     signed_in.reload()
     assert signed_in.evaluate("document.documentElement.classList.contains('dark')")
+
+
+def signs_in(open_page: Callable[..., Page], group: str, rich: Rich) -> Page:
+    person = make_person(group, books=rich.lender.tenant_id)
+    page = open_page()
+    page.goto("/admin/")
+    page.get_by_label("Name").fill(person.username)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    expect(page.get_by_role("heading", name="Today", exact=True)).to_be_visible()
+    return page
+
+
+def test_what_one_person_proposes_another_approves(
+    open_page: Callable[..., Page], make_rich: Callable[[], Rich]
+) -> None:
+    rich = make_rich()
+    entry_id = rich.lender.api.disburse(rich.lender.loan, 7_700, "2026-02-05")["journal_entry_id"]
+    maker = signs_in(open_page, "operator", rich)
+    find(maker, entry_id)
+    maker.get_by_role("link", name="Propose a reversal").click()
+    maker.get_by_label("Reason", exact=True).fill("Lent twice")
+    maker.get_by_role("button", name="Show the lines").click()
+    expect(maker.locator(".t .sum").first).to_contain_text("77.00")
+    maker.get_by_role("button", name="Propose it").click()
+    expect(maker.get_by_text("Another person approves or rejects what you have proposed.")).to_be_visible()
+    expect(maker.get_by_role("button", name="Approve and post")).to_have_count(0)
+
+    checker = signs_in(open_page, "approver", rich)
+    checker.get_by_role("link", name="Proposals").click()
+    checker.locator("tbody a").first.click()
+    expect(checker.get_by_text("Lent twice")).to_be_visible()
+    expect(checker.locator(".t .sum").first).to_contain_text("77.00")
+    checker.get_by_label("Reason", exact=True).fill("Seen on the statement")
+    checker.get_by_role("button", name="Approve and post").click()
+    expect(checker.get_by_text("Approved and posted.")).to_be_visible()
+    expect(checker.get_by_role("heading", level=1)).to_contain_text("Reversal")
+    maker.reload()
+    expect(maker.get_by_text("Seen on the statement")).to_be_visible()
+    checker.get_by_role("link", name="Audit", exact=True).click()
+    expect(checker.get_by_role("row", name="approveProposal")).to_contain_text("Seen on the statement")
+
+
+def test_a_webhook_is_delivered_again(open_page: Callable[..., Page], make_rich: Callable[[], Rich]) -> None:
+    rich = make_rich()
+    page = signs_in(open_page, "operator", rich)
+    find(page, rich.arguments["delivery"]["delivery_id"])
+    page.get_by_role("link", name="Deliver again").click()
+    page.get_by_role("button", name="Deliver it again").click()
+    expect(page.get_by_label("Reason", exact=True)).to_be_focused()  # It is asked for.
+    page.get_by_label("Reason", exact=True).fill("Their receiver was down")
+    page.get_by_role("button", name="Deliver it again").click()
+    expect(page.get_by_text("The delivery is due now.")).to_be_visible()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -42,8 +43,11 @@ def counted() -> Iterator[Callable[[], list[str]]]:
 def everything(rich: Rich) -> dict[str, str]:
     """Every address of the site: its pages, its doors and what else it has."""
     others = {name: reverse(f"admin:{name}") for name in ("index", "login", "logout", "find", "password_change")}
+    known: dict[str, Any] = {"person_id": 1, "record_id": 1, "client_id": "nobody", "proposal_id": str(uuid.uuid4())}
+    for arguments in rich.arguments.values():
+        known |= arguments
     doors = {
-        name: reverse(f"admin:{name}", kwargs={"person_id": 1} if "<int:person_id>" in door.path else {})
+        name: reverse(f"admin:{name}", kwargs={each: known[each] for each in re.findall(r"<\w+:(\w+)>", door.path)})
         for name, door in site.registered.doors.items()
     }
     return rich.urls() | others | doors | {"unknown": "/admin/nothing/", "find one": f"/admin/find/?q={rich.key}"}
@@ -104,15 +108,15 @@ def test_pages_follow_one_another_by_key_and_show_each_row_once(rich: Rich, monk
 
 @contextmanager
 def no_row_changes() -> Iterator[None]:
-    """Every table but sessions, the count of failed sign-ins, and when somebody last signed in: how many rows, and the last
-    transaction that wrote one."""
+    """Every table but sessions, the count of failed sign-ins, when somebody last signed in, and the log of all that: how many
+    rows, and the last transaction that wrote one."""
     with psycopg.connect(os.environ["HPTS_SUPERUSER_DATABASE_URL"], autocommit=True) as connection:
         tables = [
             table
             for (table,) in connection.execute(
                 "SELECT relname FROM pg_class WHERE relkind IN ('r', 'p') AND relnamespace = 'public'::regnamespace"
             )
-            if table != "django_session" and not table.startswith(("axes_", "auth_user"))
+            if table not in ("django_session", "audit_record") and not table.startswith(("axes_", "auth_user"))
         ]
 
         def state() -> dict[str, Any]:

@@ -19,10 +19,12 @@ from django.db import connections, transaction
 from django.db.transaction import TransactionManagementError
 from django.db.utils import DataError, OperationalError, ProgrammingError
 
+from hpts.audit import Caller
 from hpts.pipeline import Statement
 from hpts.tenancy import TenantOwned, current_tenant, opened_transaction, tenant_transaction
-from ledger import queries
-from tests.conftest import sealed
+from ledger import proposals, queries
+from ledger.proposals import Proposed
+from tests.conftest import line, sealed
 from tests.ledger.conftest import (
     Books,
     contents,
@@ -358,6 +360,17 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
     runs_of_both = [
         own.accrue_by_engine("2025-02-01", own.open_program())["accrual_run_id"] for own in (books, other_books)
     ]
+    about = {
+        "effective_at": "2025-03-01",
+        "description": "Fee",
+        "lines": [line("1000", "DR", 7), line("4000", "CR", 7)],
+    }
+    proposals_of_both = [
+        proposals.propose(
+            Caller("staff:anna", own.tenant_id, reason="Fee"), new_key(), Proposed("createJournalEntry", {}, about)
+        )
+        for own in (books, other_books)
+    ]
     day, later = date(2025, 2, 1), date(2025, 12, 31)
     pages: dict[str, Any] = {"after": None, "limit": 50}
     recorded: dict[str, Any] = {"below": "1000000000000", "from_date": None, "to_date": None}
@@ -385,6 +398,7 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
             {"loan_id": of, "as_of": on} for of in (loan_id, other_books.loan.loan_id) for on in (day, later)
         ],
         "trial_balance": [{"currency": "USD", "layer": "SETTLED", "as_of": later}],
+        "proposal": [{"proposal_id": proposal_id} for proposal_id in proposals_of_both],
         "waterfalls": [{"program_id": books.program_id}, {"program_id": other_books.program_id}],
         "payoff": [about | {"as_of": later} for about in ours_and_theirs],
         "unposted_interest": [about | {"through": later} for about in ours_and_theirs],

@@ -17,7 +17,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.db import connections
 from rich.table import Table
 
-from hpts import fields
+from hpts import audit, fields
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
 from ledger import queries, runs
@@ -83,7 +83,9 @@ def _request(tenant_id: str, program_id: str, accrual_date: date) -> str:
         if queries.program(posting.cursor, program_id=program_id, on=posting.today) is None:
             raise CommandError(f"There is no program {program_id}.")
         posting.admit_date(accrual_date)
-        return runs.request_run(posting.cursor, program_id=program_id, accrual_date=accrual_date, origin=origin)
+        run_id = runs.request_run(posting.cursor, program_id=program_id, accrual_date=accrual_date, origin=origin)
+        audit.record(origin.as_caller(), "startAccrualRun", about=("accrual run", run_id), cursor=posting.cursor)
+        return run_id
 
 
 def _work(tenant_id: str, run_id: str, jobs: int, *, title: str, shown: bool) -> None:

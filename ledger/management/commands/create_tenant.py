@@ -9,7 +9,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from hpts import fields
+from hpts import audit, fields
+from hpts.audit import Caller
 from hpts.tenancy import tenant_transaction
 from ledger import masters
 
@@ -36,4 +37,5 @@ class Command(BaseCommand):
         tenant_id = str(uuid.uuid4())
         with tenant_transaction(tenant_id) as cursor:
             masters.create_tenant(cursor, name=name, currency=currency, timezone=options["timezone"])
+            audit.record(Caller("command:create_tenant"), "createTenant", about=("tenant", tenant_id), cursor=cursor)
         self.stdout.write(json.dumps({"tenant_id": tenant_id}) if options["json"] else f"Tenant {name}: {tenant_id}")

@@ -10,6 +10,7 @@ from django.contrib.auth.models import User
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from hpts import oauth
+from hpts.audit import Caller
 from hpts.models import ApiClient
 from ledger import demo
 from ledger.management.terminal import bar
@@ -52,7 +53,9 @@ def _client(*, keep: bool) -> dict[str, str]:
     existing = ApiClient.objects.filter(tenant_id=demo.TENANT_ID, name=CLIENT_NAME, disabled_at=None)
     if keep and (client := existing.order_by("created").last()):
         return {"client_id": client.client_id}
-    client, secret = oauth.register_client(tenant_id=demo.TENANT_ID, scopes=oauth.SCOPES, name=CLIENT_NAME)
+    client, secret = oauth.register_client(
+        tenant_id=demo.TENANT_ID, scopes=oauth.SCOPES, name=CLIENT_NAME, by=Caller(demo.ACTOR)
+    )
     return {"client_id": client.client_id, "client_secret": secret}
 
 

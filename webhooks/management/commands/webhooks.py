@@ -7,7 +7,8 @@ from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from hpts import fields
+from hpts import audit, fields
+from hpts.audit import Caller
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
 from ledger.management.terminal import bar, known_tenant
@@ -59,6 +60,8 @@ class Command(BaseCommand):
         try:
             with tenant_transaction(known_tenant(options["tenant"])) as cursor:
                 done = operations.recover(cursor, endpoint_id, since)
+                caller, about = Caller("command:webhooks"), ("webhook endpoint", endpoint_id)
+                audit.record(caller, "recoverWebhookEndpoint", about=about, detail=f"since {since}", cursor=cursor)
         except Problem as problem:
             raise CommandError("; ".join(error.message for error in problem.errors) or problem.detail) from None
         self.stdout.write(json.dumps(done) if options["json"] else f"{done['delivery_count']} deliveries are due now.")
