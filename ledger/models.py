@@ -34,17 +34,27 @@ class CurrentTransactionId(models.Func):
 
 
 class Tenant(models.Model):
-    """A lender with books of its own. `timezone` decides which date is today."""
+    """A lender with books of its own. `timezone` decides which date is today; quotas are the settings' where they are not
+    given (hpts/limits.py)."""
 
     id = models.UUIDField(primary_key=True)
     name = models.TextField()
     currency = models.TextField()
     timezone = models.TextField()
     created_at = models.DateTimeField(db_default=Now())
+    requests_per_second = models.IntegerField(null=True)
+    client_requests_per_second = models.IntegerField(null=True)
 
     class Meta:
         db_table = "tenant"
-        constraints = [models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="tenant_currency")]
+        constraints = [
+            models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="tenant_currency"),
+            models.CheckConstraint(
+                condition=Q(requests_per_second__range=(1, 1_000_000))
+                & Q(client_requests_per_second__range=(1, 1_000_000)),
+                name="tenant_quotas",
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.name
@@ -327,6 +337,40 @@ class Balance(TenantOwned):
                 condition=Q(floored=False) | Q(balance_minor__gte=0), name="loan_balance_not_below_zero"
             )
         ]
+
+
+class AccountSum(TenantOwned):
+    """What the entries up to the tenant's point (`AccountRollup`) have moved on an account in a day, a month or a year: gross
+    debits and credits. A cache, always rebuildable; `roll_up_accounts` (migrations/0006_rollup.sql) alone adds to it."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "span", "currency", "layer", "account_code", "starts_on")
+    span = models.TextField()
+    currency = models.TextField()
+    layer = models.TextField()
+    account_code = models.TextField()
+    starts_on = models.DateField()
+    # Sums of 64-bit amounts leave 64 bits.
+    dr_minor = models.DecimalField(max_digits=40, decimal_places=0)
+    cr_minor = models.DecimalField(max_digits=40, decimal_places=0)
+
+    class Meta:
+        db_table = "account_sum"
+        constraints = [
+            models.CheckConstraint(condition=Q(span__in=["day", "month", "year"]), name="account_sum_span"),
+            models.CheckConstraint(condition=Q(dr_minor__gte=0, cr_minor__gte=0), name="account_sum_is_gross"),
+        ]
+
+
+class AccountRollup(TenantOwned):
+    """How far a tenant's account sums go in the order of the outbox; what comes behind it is read from the lines."""
+
+    tenant_id = models.UUIDField(primary_key=True, editable=False)
+    created_xid = TransactionIdField()
+    entry_id = models.UUIDField()
+    rolled_up_at = models.DateTimeField()
+
+    class Meta:
+        db_table = "account_rollup"
 
 
 class Accrual(TenantOwned):

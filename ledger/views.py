@@ -902,6 +902,8 @@ class Batches(LedgerViewSet):
         """
         call, body = self.call(request, shapes.NewBatch)
         items = _batch_items(body)
+        if len(items) > 1:
+            self.admit(request, len(items) - 1)
         scopes = caller(request).scopes
         run = batch.all_or_nothing if body.mode == "atomic" else batch.one_by_one
         return answered(run(call, items, lambda scope: covers(scopes, scope)))
@@ -1047,7 +1049,7 @@ def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse
             "currency": found.currency,
             **span,
             "opening": msgspec.Raw(found.opening.encode()),
-            "entries": msgspec.Raw(f"[{','.join(found.entries)}]".encode()),
+            "entries": msgspec.Raw(found.entries.encode()),
             "closing": msgspec.Raw(found.closing.encode()),
         }
     )

@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from hpts.tenancy import TenantOwned
+from ledger.models import TransactionIdField
 from reconciliation.formats import FORMATS
 from reconciliation.matching import KINDS
 
@@ -282,4 +283,37 @@ class Run(TenantOwned):
             models.Index(
                 fields=["tenant_id", "requested_at"], name="reconciliation_run_queued", condition=Q(state="queued")
             ),
+        ]
+
+
+class Proof(TenantOwned):
+    """One proof of the books: what it looked at, and what it found. The next one begins behind the last that found nothing;
+    without a point (`through_xid`) there was no entry."""
+
+    id = models.UUIDField(primary_key=True)
+    is_full = models.BooleanField()
+    through_xid = TransactionIdField(null=True)
+    through_entry_id = models.UUIDField(null=True)
+    entry_count = models.BigIntegerField()
+    line_count = models.BigIntegerField()
+    breach_count = models.IntegerField()
+    # The checks that failed, and the first bad rows that each named: JSON, as `verify_ledger --json` prints them.
+    breaches = models.JSONField()
+    mismatched_account_count = models.IntegerField()
+    actor = models.TextField()
+    started_at = models.DateTimeField()
+    finished_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "reconciliation_proof"
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(through_xid__isnull=True, through_entry_id__isnull=True)
+                | Q(through_xid__isnull=False, through_entry_id__isnull=False),
+                name="reconciliation_proof_point",
+            ),
+        ]
+        indexes = [
+            # The last one, and the last one that found nothing.
+            models.Index(fields=["tenant_id", "-finished_at"], name="reconciliation_proof_latest"),
         ]

@@ -43,7 +43,8 @@ ACROSS = """
      WHERE x.tenant_id = %(tenant)s AND x.bank_account_ref <> %(ref)s
        AND a.account_code = %(code)s AND a.currency = %(currency)s AND x.effective_at <= %(through)s)"""
 LEDGER_MINOR = f"""
-    (SELECT coalesce(sum({NET}), 0) FROM journal_line l WHERE {OF_ACCOUNT} AND l.effective_at <= %(through)s) + {ACROSS}"""
+    coalesce((SELECT b.dr_minor - b.cr_minor
+              FROM account_balances(%(tenant)s, %(currency)s, 'SETTLED', %(through)s::date, %(code)s) b), 0) + {ACROSS}"""
 
 
 @dataclass(frozen=True, slots=True)

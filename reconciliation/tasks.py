@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 from django.conf import settings
 
 from hpts.celery import app
-from ledger.proof import tenants
-from reconciliation import alerts, runs
+from ledger.queries import tenants
+from reconciliation import alerts, proving, runs
 
+PROOF_SECONDS = 600.0
 logger = logging.getLogger("hpts.reconciliation")
 
 
@@ -28,6 +30,20 @@ def look_around() -> None:
             runs.work_off(tenant_id)
         except Exception:
             logger.exception("reconciliation of tenant %s", tenant_id)
+
+
+@app.task(name="reconciliation.prove_books", expires=PROOF_SECONDS)
+def prove_books() -> None:
+    """Each tenant's proof of the night. Books that are not in order are the operator's at once."""
+    for tenant_id in tenants():
+        try:
+            outcome = proving.prove_tonight(tenant_id)
+            if outcome is not None and outcome.failed:
+                logger.critical(
+                    "the books of tenant %s are not in order: %s", tenant_id, json.dumps(outcome.breaches, default=str)
+                )
+        except Exception:
+            logger.exception("the books of tenant %s are not proven", tenant_id)
 
 
 @app.task(name="reconciliation.mail_alerts")

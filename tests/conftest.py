@@ -152,7 +152,7 @@ class Api:
         """A token as the issuer makes it, with these scopes."""
         wanted = tuple(scopes)
         if wanted not in self.tokens:
-            request: Any = SimpleNamespace(client=self.client, scopes=wanted, expires_in=3600)
+            request: Any = SimpleNamespace(client=self.client, scopes=wanted, expires_in=3600, user=None, headers={})
             self.tokens[wanted] = oauth.access_token(request)
         return self.tokens[wanted]
 
@@ -419,18 +419,19 @@ def _open_loan(cursor: Any, program_id: str, **changes: Any) -> Loan:
     return Loan(made["loan_id"], made["borrower_id"], made["program_id"], made["currency"])
 
 
+def new_lender(name: str = "Acme", timezone: str = "UTC") -> Lender:
+    tenant_id = str(uuid.uuid4())
+    with tenant_transaction(tenant_id) as cursor:
+        masters.create_tenant(cursor, name=name, currency="USD", timezone=timezone)
+        program_id = _open_program(cursor)
+        loans = [_open_loan(cursor, program_id) for _ in range(3)]
+    client, _ = oauth.register_client(tenant_id=tenant_id, scopes=ALL_SCOPES, name=name)
+    return Lender(tenant_id, program_id, loans, Api(client))
+
+
 @pytest.fixture
 def make_lender() -> Callable[..., Lender]:
-    def make(name: str = "Acme", timezone: str = "UTC") -> Lender:
-        tenant_id = str(uuid.uuid4())
-        with tenant_transaction(tenant_id) as cursor:
-            masters.create_tenant(cursor, name=name, currency="USD", timezone=timezone)
-            program_id = _open_program(cursor)
-            loans = [_open_loan(cursor, program_id) for _ in range(3)]
-        client, _ = oauth.register_client(tenant_id=tenant_id, scopes=ALL_SCOPES, name=name)
-        return Lender(tenant_id, program_id, loans, Api(client))
-
-    return make
+    return new_lender
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hpts.sql import sql_file
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0005_accruals")]
+    dependencies = [("ledger", "0006_rollup")]
 
     operations = [
         migrations.CreateModel(

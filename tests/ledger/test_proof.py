@@ -1,4 +1,4 @@
-"""The checks of ledger/proof.py, tried against damage: a superuser with the walls switched off spoils one thing at a time.
+"""The checks of reconciliation/checks.py, tried against damage: a superuser, the walls switched off, spoils one thing at a time.
 
 Each damage is done and looked at inside one transaction that is rolled back, with the checks run as hpts_readonly.
 """
@@ -19,7 +19,7 @@ from django.db import connections, transaction
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import tenant_transaction
-from ledger import operations, proof
+from ledger import operations, queries
 from ledger.events import (
     PENDING,
     ChargeOff,
@@ -32,13 +32,14 @@ from ledger.events import (
 )
 from ledger.money import MAX_MINOR
 from ledger.serializers import NewAccrualPause, NewReplan, NewRestructure
+from reconciliation import checks
 from tests.conftest import sealed
-from tests.ledger.conftest import URLS, Books, new_key, open_books, tenant_tables
+from tests.ledger.conftest import URLS, Books, caught_up, new_key, open_books, tenant_tables
 
 UNKNOWN = "00000000-0000-4000-8000-00000000dead"
 # The superuser's alias among Django's connections, for this module alone.
 SUPERUSER = "superuser"
-ALL = {check.__name__ for check in proof.CHECKS}
+ALL = {check.__name__ for check in checks.CHECKS}
 
 
 class Story(NamedTuple):
@@ -77,8 +78,10 @@ def story(open_database: None) -> Story:
     sealed(books.tenant_id)
     books.close("2025-01-31")
     books.close("2025-03-31")
+    caught_up(books.tenant_id)
     names = serviced | {
         "tenant": books.tenant_id,
+        "cash": "1000",
         "stranger": open_books().tenant_id,
         "january": "2025-01-31",
         "program": books.program_id,
@@ -185,14 +188,14 @@ def superuser(open_database: None) -> Iterator[None]:
     del connections.settings[SUPERUSER]
 
 
-def found(tenant_id: str, using: str = "readonly") -> dict[str, list[proof.Breach]]:
+def found(tenant_id: str, using: str = "readonly") -> dict[str, list[checks.Breach]]:
     """What every check says, as the command asks it."""
     with tenant_transaction(tenant_id, using=using) as cursor:
         return _said(cursor)
 
 
-def _said(cursor: CursorWrapper) -> dict[str, list[proof.Breach]]:
-    return {check.__name__: breaches for check in proof.CHECKS if (breaches := check(cursor))}
+def _said(cursor: CursorWrapper) -> dict[str, list[checks.Breach]]:
+    return {check.__name__: breaches for check in checks.CHECKS if (breaches := check(cursor))}
 
 
 @contextmanager
@@ -212,11 +215,54 @@ def damaged(story: Story, damage: str) -> Iterator[CursorWrapper]:
 # What is done to the books, which checks must see it, and a row that one of them must name.
 E = "UPDATE journal_entry SET"
 L = "UPDATE journal_line SET"
+S = "UPDATE account_sum SET"
 OF = "WHERE tenant_id = %(tenant)s AND"
 REHASH = f"{E} content_hash = sha256(convert_to(document, 'UTF8')) {OF} id = %(payment)s"
 ROOT = "UPDATE journal_seal SET merkle_root = merkle_root(leaves)"
 HASH = "UPDATE journal_seal SET hash = seal_hash(tenant_id, number, entry_count, merkle_root, previous_hash)"
 DAMAGES: dict[str, tuple[str, set[str], str]] = {
+    # Sums of accounts
+    "a day's sum is wrong": (
+        f"{S} dr_minor = dr_minor + 1 {OF} span = 'day' AND account_code = '1000' AND starts_on = '2025-02-15'",
+        {"account_sums_match_lines"},
+        "cash",
+    ),
+    "a month's sum is wrong": (
+        f"{S} cr_minor = cr_minor + 1 {OF} span = 'month' AND account_code = '1000' AND starts_on = '2025-02-01'",
+        {"account_sums_match_lines"},
+        "cash",
+    ),
+    "sums are wrong by the same amount": (
+        f"{S} dr_minor = dr_minor + 7, cr_minor = cr_minor + 7 {OF} account_code = '1000' AND currency = 'USD'",
+        {"account_sums_match_lines"},
+        "cash",
+    ),
+    "a year's sum is deleted": (
+        f"DELETE FROM account_sum {OF} span = 'year' AND account_code = '1000'",
+        {"account_sums_match_lines"},
+        "cash",
+    ),
+    "a sum goes to another account": (
+        f"{S} account_code = '1010' {OF} span = 'day' AND account_code = '1000' AND starts_on = '2025-02-15'",
+        {"account_sums_match_lines"},
+        "cash",
+    ),
+    "all sums of a day are deleted": (
+        f"DELETE FROM account_sum {OF} starts_on = '2025-02-15'",
+        {"account_sums_match_lines"},
+        "cash",
+    ),
+    "the point of the sums goes back": (
+        f"""UPDATE account_rollup SET (created_xid, entry_id) = (
+                SELECT o.created_xid, o.entry_id FROM outbox_message o {OF} o.entry_id = %(payment)s) {OF} true""",
+        {"account_sums_match_lines"},
+        "cash",
+    ),
+    "the point of the sums names no entry": (
+        f"UPDATE account_rollup SET entry_id = %(unknown)s {OF} true",
+        {"account_sums_match_lines"},
+        "unknown",
+    ),
     # The journal
     "an entry says more lines than it has": (
         f"{E} line_count = 4 {OF} id = %(payment)s",
@@ -332,6 +378,11 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
         {"documents_match_rows", "lines_belong_together"},
         "payment",
     ),
+    "an entry's id is not of its time": (
+        f"{E} id = %(unknown)s {OF} id = %(payment)s",
+        {"entries_belong_together", "lines_belong_together"},
+        "unknown",
+    ),
     "an entry was posted at another time": (
         f"{E} posted_at = posted_at - interval '1 day' {OF} id = %(payment)s",
         {"documents_match_rows"},
@@ -354,7 +405,7 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
     ),
     "a document says another amount": (
         f"{E} document = replace(document, '20000', '20001') {OF} id = %(payment)s",
-        {"documents_match_rows", "hashes_match_documents"},
+        {"documents_match_rows"},
         "payment",
     ),
     "a document says another amount and the hash agrees": (
@@ -374,12 +425,12 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
     ),
     "a description is changed": (
         f"{E} document = replace(document, 'By hand', 'By foot') {OF} id = %(fee)s",
-        {"hashes_match_documents"},
+        {"documents_match_rows"},
         "fee",
     ),
     "a hash is another": (
         f"{E} content_hash = sha256('lost') {OF} id = %(payment)s",
-        {"hashes_match_documents"},
+        {"documents_match_rows"},
         "payment",
     ),
     # Balances and loans
@@ -843,6 +894,18 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
         {"keys_point_to_entries"},
         "key",
     ),
+    "a stored answer says another allocation": (
+        f"""UPDATE idempotency_key
+            SET response = '{{"journal_entry_id":"'
+                 || %(payment)s || '","allocation":{{"fees_minor":"7"}}}}' {OF} key = %(key)s""",
+        {"keys_point_to_entries"},
+        "key",
+    ),
+    "a stored answer says another time": (
+        f'UPDATE idempotency_key SET response = replace(response, \'"posted_at":"20\', \'"posted_at":"19\') {OF} key = %(key)s',
+        {"keys_point_to_entries"},
+        "key",
+    ),
     "a key's answer is cut off": (
         f"UPDATE idempotency_key SET response = left(response, 20) {OF} key = %(key)s",
         {"keys_point_to_entries"},
@@ -991,14 +1054,14 @@ def test_every_table_of_a_tenant_is_damaged_once() -> None:
 
 def test_a_check_names_no_more_rows_than_one_can_read(story: Story) -> None:
     with damaged(story, f"{E} content_hash = sha256('lost') WHERE tenant_id = %(tenant)s") as cursor:
-        assert len(proof.hashes_match_documents(cursor)) == proof.NAMED
+        assert len(checks.documents_match_rows(cursor)) == checks.NAMED
 
 
 def test_the_checks_look_at_one_tenant(story: Story) -> None:
     with damaged(story, f"{E} content_hash = sha256('lost') {OF} id = %(payment)s") as cursor:
-        assert "hashes_match_documents" in _said(cursor)
+        assert "documents_match_rows" in _said(cursor)
         cursor.execute("SELECT set_config('hpts.tenant_id', %s, true)", (story.names["stranger"],))
-        assert proof.hashes_match_documents(cursor) == [], "row security hides the damage from another tenant"
+        assert checks.documents_match_rows(cursor) == [], "row security hides the damage from another tenant"
 
 
 def test_every_tenant_is_listed_and_one_without_its_row_too(story: Story) -> None:
@@ -1012,7 +1075,7 @@ def test_every_tenant_is_listed_and_one_without_its_row_too(story: Story) -> Non
         authorization_grant_type=ApiClient.GRANT_CLIENT_CREDENTIALS,
     )
     try:
-        listed = proof.tenants()
+        listed = queries.tenants()
         assert {story.books.tenant_id, story.names["stranger"], lost} <= set(listed)
         assert len(listed) == len(set(listed))
         assert found(lost).keys() == {"terms_belong_together"}

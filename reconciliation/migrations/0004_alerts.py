@@ -9,7 +9,7 @@ from hpts.sql import sql_file
 
 
 class Migration(migrations.Migration):
-    dependencies = [("reconciliation", "0002_walls"), ("ledger", "0008_notices")]
+    dependencies = [("reconciliation", "0003_proof"), ("ledger", "0008_notices")]
 
     operations = [
         migrations.CreateModel(

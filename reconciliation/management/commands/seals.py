@@ -11,8 +11,9 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from rich.table import Table
 
 from hpts.tenancy import tenant_transaction
-from ledger import proof, queries, seals
+from ledger import queries, seals
 from ledger.management.terminal import bar, drawn, known_tenant
+from reconciliation.checks import Breach, heads_are_kept, sealed_history_holds
 
 # The sealer comes by every five seconds; an entry that has waited for so long says that none does, or that it cannot.
 LATE_SECONDS = 60.0
@@ -34,7 +35,7 @@ class Command(BaseCommand):
             action.add_argument("--json", action="store_true", help="print JSON and nothing else")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        asked = [known_tenant(options["tenant"])] if options["tenant"] else proof.tenants()
+        asked = [known_tenant(options["tenant"])] if options["tenant"] else queries.tenants()
         if options["action"] == "status":
             self._status(asked, options["json"])
         elif options["action"] == "seal":
@@ -77,11 +78,11 @@ class Command(BaseCommand):
         kept = _heads(heads) if heads else {}
         if kept and len(asked) != 1:
             raise CommandError("Heads are one tenant's: say whose with --tenant.")
-        found: dict[str, list[proof.Breach]] = {}
+        found: dict[str, list[Breach]] = {}
         for tenant_id in bar(asked, "Verifying", total=len(asked), shown=not as_json):
             with tenant_transaction(tenant_id, using="readonly") as cursor:
                 cursor.execute("SET LOCAL statement_timeout = 0")
-                found[tenant_id] = proof.heads_are_kept(cursor, kept) + proof.sealed_history_holds(cursor)
+                found[tenant_id] = heads_are_kept(cursor, kept) + sealed_history_holds(cursor)
         if as_json:
             rows = {tenant: [{"row": b.row, "problem": b.problem} for b in found[tenant]] for tenant in asked}
             self.stdout.write(json.dumps({"ok": not any(found.values()), "breaches": rows}))
