@@ -11,9 +11,11 @@ VENV := .venv/bin/python
 TEMPORARY := $(VENV) -m hpts.embedded temporary $(VENV)
 WORKERS ?= 2
 T ?=
+NAME ?= acme
 
 .DEFAULT_GOAL := help
-.PHONY: help install run services test test-long check lint drift bench bench-accrual bench-limits bench-webhooks schema openapi rules requirements licences audit sbom clean
+
+.PHONY: help install run services partner-certs partner-host test test-long check lint drift bench bench-accrual bench-limits bench-webhooks schema openapi rules requirements licences audit sbom bench-proof clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
@@ -26,6 +28,12 @@ run: install ## PostgreSQL, Redis, a demo tenant, API on port 3000 (PORT=4000), 
 
 services: install ## PostgreSQL and Redis alone, in the foreground
 	@exec $(VENV) -m hpts.embedded serve
+
+partner-certs: install ## a development authority and a partner's certificate below var/partner-certs; NAME=acme
+	@$(VENV) -m deploy.partner_certs $(NAME)
+
+partner-host: install ## nginx with mutual TLS in front of `make run`, in the foreground (PORT names the run's port)
+	@exec $(VENV) -m deploy.partner_host
 
 test: install ## the whole suite on its own servers; T=path narrows it, WORKERS=n spreads it
 	@$(VENV) -m pytest -n $(WORKERS) $(T)
@@ -72,6 +80,9 @@ bench-accrual: install ## measure accrual runs; ARGUMENTS='--loans 1000000'; the
 
 bench-limits: install ## measure what quotas cost, and whether a noisy tenant is felt; the figures go to benchmarks/RESULTS-limits.md by hand
 	@$(TEMPORARY) -m benchmarks.limits
+
+bench-proof: install ## measure account balances, roll-up and proofs; ARGUMENTS='--lines 200000 --seconds 4' for a smaller book
+	@$(TEMPORARY) -m benchmarks.proof $(ARGUMENTS)
 
 bench-webhooks: install ## measure webhooks; the figures go to benchmarks/RESULTS-webhooks.md
 	@$(VENV) -m benchmarks.webhooks

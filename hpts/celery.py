@@ -12,16 +12,24 @@ from typing import Any
 from celery import Celery, Task
 from celery.signals import beat_init, setup_logging, task_postrun, task_prerun, worker_init
 from django.conf import settings
+from kombu.entity import Queue
 
 from hpts import logs, metrics, walls
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 
+SEALS = "seals"
 BEAT_SCHEDULE: dict[str, dict[str, object]] = {
     # Often, because it is also what finds a run that its workers left.
     "accrue_due": {"task": "ledger.accrue_due", "schedule": 15.0},
+    # A queue of its own: what fills the other one does not keep history from being sealed.
+    "seal_journals": {"task": "ledger.seal_journals", "schedule": 5.0, "options": {"queue": SEALS, "expires": 10.0}},
+    # What is not rolled up yet is read line by line: seldom more than this long's postings.
+    "roll up accounts": {"task": "ledger.roll_up_accounts", "schedule": 2.0},
     # Each tenant's night comes at its own midnight; the table of runs says which one is due.
     "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
+    "proof": {"task": "reconciliation.prove_books", "schedule": 600.0},
+    "alerts": {"task": "reconciliation.mail_alerts", "schedule": 30.0, "options": {"expires": 30.0}},
     "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
 }
 
@@ -43,6 +51,8 @@ app.conf.update(
         "interval_step": 0.1,
         "interval_max": 0.1,
     },
+    # A worker takes from both in turn, unless it is told otherwise.
+    task_queues=(Queue("celery"), Queue(SEALS)),  # type: ignore[no-untyped-call]
     timezone="UTC",
     beat_schedule=BEAT_SCHEDULE,
 )

@@ -1,4 +1,4 @@
-"""What every request passes: its identity, its line in the log, its headers. And what only the admin passes: sessions,
+"""What every request passes: its identity, its line in the log, its headers. And what only the pages of people pass: sessions,
 forgery protection, messages."""
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ import re
 import time
 import uuid
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from django.conf import settings
 from django.contrib.auth.middleware import AuthenticationMiddleware
@@ -101,6 +101,31 @@ def _part(path: str) -> str:
     return f"/{path[1:].partition('/')[0]}/"
 
 
+class ShortWay:
+    """A request of the API goes to its view at once, past the middlewares behind this one: pages need those."""
+
+    def __init__(self, get_response: GetResponse) -> None:
+        self.get_response = get_response
+        self.views = Views.entrance
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self.views(request) if request.path_info.startswith("/v1/") else self.get_response(request)
+
+
+class Views:
+    """The last middleware: behind it are the views."""
+
+    entrance: ClassVar[GetResponse]
+
+    def __init__(self, get_response: GetResponse) -> None:
+        # Middlewares are made from the last one to the first, so ShortWay finds the entrance of its own chain.
+        Views.entrance = staticmethod(get_response)
+        self.get_response = get_response
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self.get_response(request)
+
+
 def _known_host(request: HttpRequest) -> bool:
     try:
         request.get_host()
@@ -117,13 +142,17 @@ def correlation_id(traceparent: str | None) -> str:
     return str(uuid.UUID(match[1]))
 
 
+# Where people come by browser; the API's path does not pay for sessions.
+PAGES = ("/admin/", "/oauth2/authorize")
+
+
 class _AdminOnly:
-    """A middleware of Django's for /admin/ alone; the API's path does not pay for it."""
+    """A middleware of Django's for the pages of people alone."""
 
     get_response: Any
 
     def __call__(self, request: HttpRequest) -> Any:
-        if request.path_info.startswith("/admin/"):
+        if request.path_info.startswith(PAGES):
             return super().__call__(request)  # type: ignore[misc]
         return self.get_response(request)
 
@@ -134,7 +163,7 @@ class AdminSessions(_AdminOnly, SessionMiddleware):
 
 class AdminForgeryProtection(_AdminOnly, CsrfViewMiddleware):
     def process_view(self, request: HttpRequest, callback: Any, args: Any, kwargs: Any) -> Any:
-        if request.path_info.startswith("/admin/"):
+        if request.path_info.startswith(PAGES):
             return super().process_view(request, callback, args, kwargs)
         return None
 

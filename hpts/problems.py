@@ -91,7 +91,7 @@ class InsufficientScope(Problem):
 
 
 class ClientCertificateRequired(Problem):
-    """The operation wants the client certificate that the token is bound to."""
+    """The partner host is open to holders of a client certificate alone."""
 
     status, code, title = 403, "client_certificate_required", "A client certificate is required"
 

@@ -56,6 +56,8 @@ def server_command(*binds: str) -> list[str]:
     command = [sys.executable, "-m", "gunicorn", "hpts.wsgi", "--worker-class", "gthread"]
     command += ["--workers", os.environ.get("HPTS_WEB_WORKERS", "2")]
     command += ["--threads", os.environ.get("HPTS_WEB_THREADS", "8")]
+    # A header with an underscore would pass for one with a dash: it is dropped.
+    command += ["--header-map", "drop"]
     # A line may be as long as a header: filters and a page token fit into it.
     command += ["--limit-request-line", "8190", "--limit-request-fields", "100", "--limit-request-field_size", "8190"]
     command += ["--graceful-timeout", "5", "--log-level", "warning", "--no-control-socket"]

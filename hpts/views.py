@@ -162,7 +162,8 @@ class APIViewSet(ViewSet):
     def query(self, request: Request, shape: type[S]) -> S:
         """The query string as a struct. A parameter that is unknown, empty or given twice is refused."""
         values: dict[str, object] = {}
-        for name, given in request._request.GET.lists():
+        raw = request._request
+        for name, given in raw.GET.lists() if raw.META.get("QUERY_STRING") else ():
             if name == "page_token" and given == [""]:
                 raise InvalidPageToken("The page token is empty.")
             if len(given) > 1:

@@ -23,8 +23,16 @@ from hpts import deployment
 
 logger = logging.getLogger(__name__)
 
-# Rows of these come and go through record_posting alone.
-RECORDED = ["journal_entry", "journal_line", "loan_balance", "loan_accrual", "idempotency_key"]
+# Rows of these come and go through the owner's functions alone.
+RECORDED = [
+    "journal_entry",
+    "journal_line",
+    "loan_balance",
+    "loan_accrual",
+    "idempotency_key",
+    "account_sum",
+    "account_rollup",
+]
 
 # Each row is one thing that is wrong, as the end of a sentence about the role. A role is everything that it can become:
 # SET ROLE reaches each role that the session's user is a member of, and a superuser is a member of all.

@@ -474,7 +474,9 @@ class Posting:
                 for item in event.loans
             ]
         self._kinds.append(event.kind)
-        self._staged.append((document.render(members, lines, self.origin.tenant_id), extra))
+        recorded = document.render(members, lines, self.origin.tenant_id)
+        extra["content_hash"] = document.content_hash(recorded)
+        self._staged.append((recorded, extra))
 
     def _accrued_with(self, loan: LoanState, ended_before: str | None, entry: Posted) -> int:
         """The interest that the engine counts as posted with the loan's end, or as taken back with the end's reversal."""

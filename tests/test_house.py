@@ -24,7 +24,7 @@ APPS = ("hpts", "ledger", "webhooks", "reconciliation")
 # Written by record_posting alone, which ledger/posting.py alone calls.
 JOURNAL = ("journal_entry", "journal_line", "loan_balance", "loan_accrual", "outbox_message", "idempotency_key")
 # Facts, rules and arithmetic: no database, no settings, no clock, no chance.
-PURE = ["events.py", "chart.py", "state.py", "money.py", "interest.py", "document.py", "rules"]
+PURE = ["events.py", "chart.py", "state.py", "money.py", "interest.py", "document.py", "merkle.py", "rules"]
 PURE_PACKAGES = {
     "ledger.events",
     "ledger.chart",

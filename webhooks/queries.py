@@ -147,7 +147,8 @@ def deliveries(
     rows = _rows(
         cursor,
         f"""SELECT d.id::text, d.endpoint_id::text, v.entry_id::text, d.event_type, d.state, d.attempt, d.created_at,
-                   CASE WHEN d.state = 'pending' THEN d.due_at END, d.attempted_at, d.status_code, d.error, d.finished_at
+                   CASE WHEN d.state = 'pending' THEN d.due_at END, d.attempted_at, d.status_code, d.error, d.finished_at,
+                   d.notice_id::text
             FROM webhook_delivery d
             LEFT JOIN webhook_event v ON v.tenant_id = d.tenant_id AND v.sequence = d.sequence
             WHERE {" AND ".join(["d.tenant_id = %(tenant)s", *conditions])} ORDER BY d.id DESC LIMIT %(limit)s""",
@@ -169,6 +170,7 @@ def deliveries(
             last_status=row[9],
             last_error=row[10],
             finished_at=row[11],
+            break_id=row[12],
         )
         for row in rows
     ]

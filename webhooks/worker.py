@@ -30,7 +30,7 @@ from hpts.pipeline import Statement
 from hpts.tenancy import tenant_transaction
 from webhooks import delivery, queries, sender
 from webhooks.delivery import IN_FLIGHT_PER_ENDPOINT, MOST_IN_HAND, Claimed, Hand, Outcome, Result, Verdict
-from webhooks.relay import BATCH, RelayStuck, relay
+from webhooks.relay import BATCH, RelayStuck, relay, relay_notices
 
 logger = logging.getLogger(__name__)
 
@@ -243,7 +243,7 @@ def relay_all() -> int:
     for work in queries.work():
         if work.to_relay:
             try:
-                most = max(most, relay(work.tenant_id))
+                most = max(most, relay(work.tenant_id), relay_notices(work.tenant_id))
             except RelayStuck as stuck:
                 logger.critical("tenant %s: %s", work.tenant_id, stuck)
             except Exception:

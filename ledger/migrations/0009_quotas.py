@@ -7,7 +7,7 @@ from django.db.models import Q
 
 
 class Migration(migrations.Migration):
-    dependencies = [("ledger", "0005_accruals")]
+    dependencies = [("ledger", "0008_notices")]
     operations = [
         migrations.AddField("tenant", "requests_per_second", models.IntegerField(null=True)),
         migrations.AddField("tenant", "client_requests_per_second", models.IntegerField(null=True)),
