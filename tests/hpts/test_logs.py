@@ -186,9 +186,13 @@ def test_an_exception_tells_its_kind_its_cause_and_its_places(lines: Lines) -> N
     assert "test_logs.py" in line["exception"][0]["at"][-1]
 
 
-def test_what_is_no_json_is_still_a_line(lines: Lines) -> None:
-    logging.getLogger("anything").warning("\ud800 %r\n", object(), extra={"members": {"it": {1, 2}}})
-    assert len([each for each in lines() if each["logger"] == "anything"]) == 1
+def test_what_is_no_json_is_still_a_line() -> None:
+    """Formatted here and not logged: pytest would carry the text from process to process, which a lone surrogate breaks."""
+    record = logging.LogRecord("anything", logging.WARNING, "file", 1, "\ud800 %r\n", (object(),), None)
+    record.members = {"it": {1, 2}}
+    line = logs.JSONLines().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["it"] == "{1, 2}"
 
 
 # --- Elsewhere -------------------------------------------------------------------------------------------------------

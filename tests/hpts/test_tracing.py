@@ -109,7 +109,7 @@ def test_without_the_setting_nothing_is_loaded() -> None:
         "import sys, django; django.setup()\n"
         "import hpts.urls, hpts.celery, hpts.middleware\n"
         "from django.test import Client; Client(SERVER_NAME='localhost').get('/v1/health/live')\n"
-        "sys.exit('opentelemetry' in sys.modules)\n"
+        "sys.exit('hpts.tracing' in sys.modules)\n"
     )
     environment = os.environ | {"DJANGO_SETTINGS_MODULE": "hpts.settings"}
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, check=False).returncode == 0
