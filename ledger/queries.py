@@ -7,16 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import date, datetime
-from typing import Any
+from datetime import UTC, date, datetime, timedelta
+from typing import Any, NamedTuple
 
+from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
+from hpts.metrics import Reading
+from hpts.models import ApiClient
 from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
 from ledger.chart import Account, Chart
 from ledger.events import SETTLED
 from ledger.state import CHARGED_OFF, REFINANCED
+
+EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
@@ -30,6 +35,50 @@ def timestamp(moment: datetime) -> str:
     return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
+# --- Tenants ---------------------------------------------------------------------------------------------------------
+
+
+def tenant_ids() -> list[str]:
+    """Every tenant, oldest first. Not to be asked inside a tenant's transaction."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT tenant_ids()::text")
+        return [tenant_id for (tenant_id,) in cursor.fetchall()]
+
+
+def tenants() -> list[str]:
+    """Every tenant, then those that only a client names, because their own row is gone."""
+    listed = tenant_ids()
+    named = ApiClient.objects.order_by("tenant_id").values_list("tenant_id", flat=True).distinct()
+    return listed + sorted({str(tenant_id) for tenant_id in named} - set(listed))
+
+
+# --- For operators ---------------------------------------------------------------------------------------------------
+
+
+def gauges() -> list[Reading]:
+    """Accrual runs that have not ended, over all tenants."""
+    open_runs, waiting, oldest, left_out = 0, 0, 0.0, 0
+    for tenant_id in tenant_ids():
+        with tenant_transaction(tenant_id) as cursor:
+            ((runs, queued, seconds, exceptions),) = _rows(
+                cursor,
+                """SELECT count(*), count(*) FILTER (WHERE started_at IS NULL),
+                          coalesce(extract(epoch FROM clock_timestamp() - min(requested_at)), 0)::float8,
+                          (SELECT count(*) FROM accrual_exception x
+                           JOIN accrual_run r ON r.tenant_id = x.tenant_id AND r.id = x.run_id
+                           WHERE x.tenant_id = %(tenant)s AND r.requested_at > clock_timestamp() - interval '1 day')
+                   FROM accrual_run WHERE tenant_id = %(tenant)s AND finished_at IS NULL""",
+            )
+        open_runs, waiting, oldest = open_runs + runs, waiting + queued, max(oldest, seconds)
+        left_out += exceptions
+    return [
+        Reading("hpts_accrual_runs_open", "Accrual runs that have not ended.", open_runs),
+        Reading("hpts_accrual_runs_waiting", "Accrual runs that no worker has begun.", waiting),
+        Reading("hpts_accrual_run_oldest_seconds", "Since when the oldest of them has been asked for.", oldest),
+        Reading("hpts_accrual_exceptions", "Loans that runs of the last day have left out.", left_out),
+    ]
+
+
 # --- Masters ---------------------------------------------------------------------------------------------------------
 
 
@@ -37,6 +86,13 @@ def tenant_is_active(tenant_id: str) -> bool:
     """Whether a tenant with this id exists. Opens a transaction of its own: authentication asks before any other."""
     with tenant_transaction(tenant_id) as cursor:
         return bool(_rows(cursor, "SELECT 1 FROM tenant WHERE id = %(tenant)s"))
+
+
+def tenant_quota(tenant_id: str) -> tuple[int | None, int | None]:
+    """Requests a second of the tenant and of each of its clients, where its row says. Opens a transaction of its own."""
+    with tenant_transaction(tenant_id) as cursor:
+        rows = _rows(cursor, "SELECT requests_per_second, client_requests_per_second FROM tenant WHERE id = %(tenant)s")
+    return (rows[0][0], rows[0][1]) if rows else (None, None)
 
 
 def today(cursor: CursorWrapper) -> date:
@@ -81,10 +137,7 @@ def account_object(account: Account, closed: bool) -> dict[str, Any]:
 
 def books(cursor: CursorWrapper) -> list[tuple[str, str]]:
     """Every currency and layer that some line is in."""
-    return _rows(
-        cursor,
-        "SELECT DISTINCT currency, layer FROM journal_line WHERE tenant_id = %(tenant)s ORDER BY currency, layer",
-    )
+    return _rows(cursor, "SELECT currency, layer FROM account_books(%(tenant)s) ORDER BY currency, layer")
 
 
 def closed_periods(cursor: CursorWrapper, *, before: str | None, limit: int) -> list[tuple[date, str]]:
@@ -848,23 +901,23 @@ def trial_balance(
 ) -> list[AccountBalance]:
     """Every account of the chart (or one) with the sums of its lines effective on or before `as_of`, and posted by an
     instant when one is given; one statement, so debits and credits are of one moment."""
-    posted = (
-        """JOIN journal_entry e ON e.tenant_id = j.tenant_id AND e.id = j.entry_id
-                                   AND e.posted_at <= %(known_at)s::timestamptz"""
-        if known_at
-        else ""
-    )
+    sums = "SELECT * FROM account_balances(%(tenant)s, %(currency)s, %(layer)s, %(as_of)s, %(code)s)"
+    bound = None
+    if known_at:
+        instant = datetime.fromisoformat(known_at)
+        if _is_nearer_to_the_beginning(cursor, known_at):
+            # An accrual's id may be a millisecond late.
+            bound = first_id(instant + timedelta(milliseconds=2))
+            sums = _MOVED.format(sign="", when="e.id < %(bound)s", posted="<=")
+        else:
+            bound = first_id(instant)
+            sums += " UNION ALL " + _MOVED.format(sign="-", when="e.id >= %(bound)s", posted=">")
     rows = _rows(
         cursor,
         f"""SELECT a.code, a.name, a.account_type, a.normal_side, a.per_loan, a.role, coalesce(s.dr, 0), coalesce(s.cr, 0)
            FROM gl_account a
-           LEFT JOIN (
-               SELECT j.account_code, sum(j.amount_minor) FILTER (WHERE j.direction = 'DR') AS dr,
-                      sum(j.amount_minor) FILTER (WHERE j.direction = 'CR') AS cr
-               FROM journal_line j {posted}
-               WHERE j.tenant_id = %(tenant)s AND j.currency = %(currency)s AND j.layer = %(layer)s
-                 AND j.effective_at <= %(as_of)s AND (%(code)s::text IS NULL OR j.account_code = %(code)s::text)
-               GROUP BY j.account_code) s ON s.account_code = a.code
+           LEFT JOIN (SELECT account_code, sum(dr_minor) AS dr, sum(cr_minor) AS cr FROM ({sums}) m GROUP BY account_code) s
+               ON s.account_code = a.code
            WHERE a.tenant_id = %(tenant)s AND (%(code)s::text IS NULL OR a.code = %(code)s::text)
            ORDER BY a.code""",
         currency=currency,
@@ -872,8 +925,48 @@ def trial_balance(
         as_of=as_of,
         code=code,
         known_at=known_at,
+        bound=bound,
     )
     return [AccountBalance(Account(*row[:6]), int(row[6]), int(row[7])) for row in rows]
+
+
+# What the entries posted up to an instant, or after it, have moved; the bound on the ids reads no others.
+_MOVED = """
+    SELECT j.account_code, {sign}coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'DR'), 0) AS dr_minor,
+           {sign}coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'CR'), 0) AS cr_minor
+    FROM journal_entry e
+    JOIN journal_line j ON j.tenant_id = e.tenant_id AND j.entry_id = e.id
+    WHERE e.tenant_id = %(tenant)s AND {when} AND e.posted_at {posted} %(known_at)s::timestamptz
+      AND j.currency = %(currency)s AND j.layer = %(layer)s AND j.effective_at <= %(as_of)s
+      AND (%(code)s::text IS NULL OR j.account_code = %(code)s::text)
+    GROUP BY j.account_code"""
+
+
+def _is_nearer_to_the_beginning(cursor: CursorWrapper, known_at: str) -> bool:
+    """Whether an instant is nearer to the tenant's beginning than to now: so that the shorter part of the journal is read."""
+    ((nearer,),) = _rows(
+        cursor,
+        """SELECT %(known_at)s::timestamptz - created_at < clock_timestamp() - %(known_at)s::timestamptz
+           FROM tenant WHERE id = %(tenant)s""",
+        known_at=known_at,
+    )
+    return bool(nearer)
+
+
+def first_id(instant: datetime) -> str:
+    """No entry that was posted at this instant or later has a smaller id: ids begin with their milliseconds (RFC 9562)."""
+    milliseconds = (instant - EPOCH) // timedelta(milliseconds=1)
+    digits = f"{min(max(milliseconds, 0), (1 << 48) - 1):012x}"
+    return f"{digits[:8]}-{digits[8:]}-0000-0000-000000000000"
+
+
+# Each account that is kept per loan, in each currency and layer, on its normal side. For a FROM.
+CONTROL_ACCOUNTS = """
+    SELECT a.code, b.currency, b.layer,
+           CASE a.normal_side WHEN 'DR' THEN s.dr_minor - s.cr_minor ELSE s.cr_minor - s.dr_minor END AS minor
+    FROM account_books(%(tenant)s) b
+    CROSS JOIN LATERAL account_balances(%(tenant)s, b.currency, b.layer, 'infinity', NULL) s
+    JOIN gl_account a ON a.tenant_id = %(tenant)s AND a.code = s.account_code AND a.per_loan"""
 
 
 def account_balance_object(balance: AccountBalance) -> dict[str, str]:
@@ -896,3 +989,137 @@ def trial_balance_object(balances: Sequence[AccountBalance], currency: str, laye
         "total_dr_minor": str(sum(balance.dr_minor for balance in balances)),
         "total_cr_minor": str(sum(balance.cr_minor for balance in balances)),
     }
+
+
+# --- The journal in its order ----------------------------------------------------------------------------------------
+
+# An entry's place is (created_xid, id); this id comes before all of a transaction.
+BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+
+_RECORDED = """FROM outbox_message o
+                 CROSS JOIN LATERAL (SELECT e.document, e.line_count, e.effective_at FROM journal_entry e
+                                     WHERE e.tenant_id = o.tenant_id AND e.id = o.entry_id OFFSET 0) e
+                 WHERE o.tenant_id = %(tenant)s AND o.created_xid < %(below)s::xid8
+                   AND (%(from)s::date IS NULL OR e.effective_at >= %(from)s)
+                   AND (%(to)s::date IS NULL OR e.effective_at <= %(to)s)
+                   AND (o.created_xid, o.entry_id) > (%(xid)s::xid8, %(after)s::uuid)"""
+
+
+def journal_size(cursor: CursorWrapper, *, since: str, below: str, from_date: date | None, to_date: date | None) -> int:
+    """How many entries were recorded from one transaction id on and below another."""
+    asked = {"xid": since, "below": below, "after": BEFORE_ALL, "from": from_date, "to": to_date}
+    ((count,),) = _rows(cursor, f"SELECT count(*) {_RECORDED}", **asked)
+    return int(count)
+
+
+def journal_after(
+    cursor: CursorWrapper,
+    *,
+    below: str,
+    after: tuple[str, str],
+    from_date: date | None,
+    to_date: date | None,
+    entries: int,
+    lines: int,
+) -> list[tuple[str, str, str]]:
+    """Transaction id, id and document of the next entries, so many at most, and of no more lines unless it is one entry."""
+    xid, entry_id = after
+    asked = {"xid": xid, "below": below, "after": entry_id, "from": from_date, "to": to_date}
+    return _rows(
+        cursor,
+        f"""SELECT xid::text, entry_id::text, document
+            FROM (SELECT *, row_number() OVER w AS place, sum(line_count) OVER w AS lines
+                  FROM (SELECT o.created_xid AS xid, o.entry_id, e.document, e.line_count {_RECORDED}
+                        ORDER BY o.created_xid, o.entry_id LIMIT %(entries)s) next
+                  WINDOW w AS (ORDER BY xid, entry_id)) counted
+            WHERE place = 1 OR lines <= %(lines)s
+            ORDER BY place""",
+        entries=entries,
+        lines=lines,
+        **asked,
+    )
+
+
+# --- Sealed history --------------------------------------------------------------------------------------------------
+
+
+class Unsealed(NamedTuple):
+    """A tenant with entries that are in no block. `is_final`: the oldest of them can be sealed now."""
+
+    tenant_id: str
+    waiting_since: datetime
+    is_final: bool
+
+
+def unsealed() -> list[Unsealed]:
+    """Every tenant with something to seal. Not to be asked inside a tenant's transaction."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT tenant_id::text, waiting_since, is_final FROM seal_work()")
+        return [Unsealed(*row) for row in cursor.fetchall()]
+
+
+def seals(cursor: CursorWrapper, *, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Blocks as the API shows them, the last one first."""
+    rows = _rows(
+        cursor,
+        f"""SELECT number, merkle_root, previous_hash, hash, sealed_at, signature, entry_count, key_id FROM journal_seal
+            WHERE tenant_id = %(tenant)s{"" if before is None else " AND number < %(before)s"}
+            ORDER BY number DESC LIMIT %(limit)s""",
+        before=before,
+        limit=limit,
+    )
+    return [
+        _block(*covered) | {"entry_count": count} | ({} if key_id is None else {"key_id": key_id})
+        for *covered, count, key_id in rows
+    ]
+
+
+def _block(
+    number: int, merkle_root: bytes, previous_hash: bytes, own_hash: bytes, sealed_at: datetime, signature: bytes | None
+) -> dict[str, Any]:
+    """A block as every answer shows it."""
+    block: dict[str, Any] = {
+        "number": number,
+        "merkle_root": merkle_root.hex(),
+        "previous_hash": previous_hash.hex(),
+        "hash": own_hash.hex(),
+        "sealed_at": timestamp(sealed_at),
+    }
+    if signature is not None:
+        block["signature"] = signature.hex()
+    return block
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An entry and its place in sealed history. Without a block it has none yet."""
+
+    document: str
+    content_hash: bytes
+    block: dict[str, Any] | None
+    leaf_index: int
+    leaves: bytes
+
+
+def sealed_entry(cursor: CursorWrapper, *, entry_id: str) -> Sealed | None:
+    """What proves an entry; None when there is no such entry. One statement, and so one moment."""
+    rows = _rows(
+        cursor,
+        """SELECT e.document, e.content_hash, s.number, s.merkle_root, s.previous_hash, s.hash, s.sealed_at, s.signature,
+                  s.leaves, (SELECT count(*) FROM outbox_message o
+                   WHERE o.tenant_id = e.tenant_id AND (o.created_xid, o.entry_id) < (e.created_xid, e.id)
+                     AND (o.created_xid, o.entry_id) > (coalesce(b.last_xid, '0'),
+                                                        coalesce(b.last_entry_id, '00000000-0000-0000-0000-000000000000')))
+           FROM journal_entry e
+           LEFT JOIN LATERAL (SELECT * FROM journal_seal s
+                              WHERE s.tenant_id = e.tenant_id AND (s.last_xid, s.last_entry_id) >= (e.created_xid, e.id)
+                              ORDER BY s.last_xid, s.last_entry_id LIMIT 1) s ON true
+           LEFT JOIN journal_seal b ON b.tenant_id = e.tenant_id AND b.number = s.number - 1
+           WHERE e.tenant_id = %(tenant)s AND e.id = %(entry)s""",
+        entry=entry_id,
+    )
+    if not rows:
+        return None
+    row = rows[0]
+    block = None if row[2] is None else _block(*row[2:8])
+    return Sealed(row[0], bytes(row[1]), block, row[9], bytes(row[8] or b""))

@@ -11,6 +11,7 @@ from django.db.models import Q
 from django.db.models.functions import Now
 
 from hpts.tenancy import TenantOwned
+from ledger.models import TransactionIdField
 from reconciliation.formats import FORMATS
 from reconciliation.matching import KINDS
 
@@ -153,9 +154,30 @@ class MatchedJournalLine(TenantOwned):
         ]
 
 
+class Alert(TenantOwned):
+    """Breaks that were opened together, to be told by mail; written in their transaction. `due_at` is when it may be tried
+    (again), or while somebody sends it, when that one is given up."""
+
+    id = models.UUIDField(primary_key=True)
+    bank_account_ref = models.TextField()
+    break_count = models.IntegerField()
+    created_at = models.DateTimeField(db_default=Now())
+    due_at = models.DateTimeField(db_default=Now())
+    attempt = models.SmallIntegerField(db_default=0)
+    mailed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "reconciliation_alert"
+        indexes = [
+            models.Index(
+                fields=["tenant_id", "due_at"], name="reconciliation_alert_unsent", condition=Q(mailed_at__isnull=True)
+            )
+        ]
+
+
 class Break(TenantOwned):
     """A difference. `difference_minor` is by how much the bank has more than the books. Without a line of either side it is
-    the statement's opening balance that differs."""
+    the statement's opening balance that differs. `alert_id`: with which alert it is told."""
 
     id = models.UUIDField(primary_key=True)
     bank_account_ref = models.TextField()
@@ -170,6 +192,7 @@ class Break(TenantOwned):
     entry_id = models.UUIDField(null=True)
     sequence = models.SmallIntegerField(null=True)
     opened_at = models.DateTimeField(db_default=Now())
+    alert_id = models.UUIDField(null=True)
 
     class Meta:
         db_table = "reconciliation_break"
@@ -191,6 +214,8 @@ class Break(TenantOwned):
             # GET /reconciliation/breaks, oldest money first.
             models.Index(fields=["tenant_id", "value_date", "id"], name="reconciliation_break_listed"),
             models.Index(fields=["tenant_id", "bank_account_ref"], name="reconciliation_break_account"),
+            # What an alert tells of.
+            models.Index(fields=["tenant_id", "alert_id", "value_date"], name="reconciliation_break_alerted"),
         ]
 
 
@@ -258,4 +283,37 @@ class Run(TenantOwned):
             models.Index(
                 fields=["tenant_id", "requested_at"], name="reconciliation_run_queued", condition=Q(state="queued")
             ),
+        ]
+
+
+class Proof(TenantOwned):
+    """One proof of the books: what it looked at, and what it found. The next one begins behind the last that found nothing;
+    without a point (`through_xid`) there was no entry."""
+
+    id = models.UUIDField(primary_key=True)
+    is_full = models.BooleanField()
+    through_xid = TransactionIdField(null=True)
+    through_entry_id = models.UUIDField(null=True)
+    entry_count = models.BigIntegerField()
+    line_count = models.BigIntegerField()
+    breach_count = models.IntegerField()
+    # The checks that failed, and the first bad rows that each named: JSON, as `verify_ledger --json` prints them.
+    breaches = models.JSONField()
+    mismatched_account_count = models.IntegerField()
+    actor = models.TextField()
+    started_at = models.DateTimeField()
+    finished_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "reconciliation_proof"
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(through_xid__isnull=True, through_entry_id__isnull=True)
+                | Q(through_xid__isnull=False, through_entry_id__isnull=False),
+                name="reconciliation_proof_point",
+            ),
+        ]
+        indexes = [
+            # The last one, and the last one that found nothing.
+            models.Index(fields=["tenant_id", "-finished_at"], name="reconciliation_proof_latest"),
         ]

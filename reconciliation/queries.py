@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from django.db.backends.utils import CursorWrapper
 
-from hpts.tenancy import current_tenant
-from ledger.queries import timestamp
+from hpts.metrics import Reading
+from hpts.tenancy import current_tenant, tenant_transaction
+from ledger.queries import tenant_ids, timestamp
+from reconciliation.matching import KINDS
 
 
 def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
@@ -19,6 +21,50 @@ def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...
 
 def _without_none(**members: Any) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
+
+
+# --- For operators ---------------------------------------------------------------------------------------------------
+
+
+def gauges() -> list[Reading]:
+    """Open breaks by kind, and how old and how good the last look at the books is, over all tenants."""
+    breaks: dict[str, int] = dict.fromkeys(KINDS, 0)
+    failed, unproven, unsound, oldest = 0, 0, 0, 0.0
+    for tenant_id in tenant_ids():
+        with tenant_transaction(tenant_id) as cursor:
+            found = _rows(
+                cursor,
+                """SELECT b.kind, count(*) FROM reconciliation_break b
+                   WHERE b.tenant_id = %(tenant)s
+                     AND NOT EXISTS (SELECT FROM reconciliation_resolution r
+                                     WHERE r.tenant_id = b.tenant_id AND r.break_id = b.id)
+                   GROUP BY b.kind""",
+            )
+            ((failures,),) = _rows(
+                cursor,
+                """SELECT count(*) FROM reconciliation_run
+                   WHERE tenant_id = %(tenant)s AND state = 'failed' AND finished_at > clock_timestamp() - interval '1 day'""",
+            )
+            proof = integrity(cursor)
+        for kind, count in found:
+            breaks[kind] += count
+        failed += failures
+        if proof is None:
+            unproven += 1
+        else:
+            is_sound, _, finished_at = proof
+            unsound += not is_sound
+            oldest = max(oldest, (datetime.now(UTC) - finished_at).total_seconds())
+    return [
+        *(
+            Reading("hpts_reconciliation_breaks_open", "Breaks that nobody has resolved.", count, {"kind": kind})
+            for kind, count in breaks.items()
+        ),
+        Reading("hpts_reconciliation_runs_failed", "Reconciliation runs that failed within a day.", failed),
+        Reading("hpts_proof_oldest_seconds", "How long ago the books were proven, of the tenant longest ago.", oldest),
+        Reading("hpts_proof_unsound_tenants", "Tenants whose last proof found their books broken.", unsound),
+        Reading("hpts_proof_missing_tenants", "Tenants whose books have never been proven.", unproven),
+    ]
 
 
 # --- Statements ------------------------------------------------------------------------------------------------------
@@ -197,14 +243,52 @@ def runs(cursor: CursorWrapper, *, before: tuple[str, str] | None, limit: int) -
     return [_run_object(row) for row in rows]
 
 
-def last_proof(cursor: CursorWrapper) -> tuple[int, datetime] | None:
-    """What the last finished run said of the books: accounts that do not agree, and when that was."""
+# --- Proofs ----------------------------------------------------------------------------------------------------------
+
+
+def integrity(cursor: CursorWrapper) -> tuple[bool, int, datetime] | None:
+    """Whether the last proof and the last finished run found the books in order, accounts that do not agree by the later of both,
+    and when that was. None before the first of them."""
     rows = _rows(
         cursor,
-        """SELECT mismatched_account_count, finished_at FROM reconciliation_run
-           WHERE tenant_id = %(tenant)s AND state = 'complete' ORDER BY finished_at DESC LIMIT 1""",
+        """SELECT is_sound, mismatched, finished_at FROM (
+               (SELECT breach_count = 0 AS is_sound, mismatched_account_count AS mismatched, finished_at
+                FROM reconciliation_proof WHERE tenant_id = %(tenant)s ORDER BY finished_at DESC LIMIT 1)
+               UNION ALL
+               (SELECT mismatched_account_count = 0, mismatched_account_count, finished_at FROM reconciliation_run
+                WHERE tenant_id = %(tenant)s AND state = 'complete' ORDER BY finished_at DESC LIMIT 1)) last
+           ORDER BY finished_at DESC""",
     )
-    return (rows[0][0], rows[0][1]) if rows else None
+    return (all(sound for sound, *_ in rows), rows[0][1], rows[0][2]) if rows else None
+
+
+def last_proven(cursor: CursorWrapper) -> tuple[tuple[str, str] | None, datetime] | None:
+    """Through which entry (None: there was none) the last proof went that found nothing, and when it began. None without one, or
+    when the rows came out of another cluster, whose transactions were numbered higher than this one's are now."""
+    rows = _rows(
+        cursor,
+        """SELECT through_xid::text, through_entry_id::text, started_at FROM reconciliation_proof
+           WHERE tenant_id = %(tenant)s AND breach_count = 0
+             AND coalesce(through_xid < pg_snapshot_xmax(pg_current_snapshot()), true)
+           ORDER BY finished_at DESC LIMIT 1""",
+    )
+    return ((rows[0][0], rows[0][1]) if rows[0][0] else None, rows[0][2]) if rows else None
+
+
+def proof_due(cursor: CursorWrapper, *, full_after_days: int) -> tuple[bool, bool]:
+    """Whether no proof has begun since midnight in the tenant's time zone, and whether the last full one was so many days ago."""
+    rows = _rows(
+        cursor,
+        """SELECT max(p.started_at) >= (date_trunc('day', now.here) AT TIME ZONE t.timezone),
+                  max(p.started_at) FILTER (WHERE p.is_full) > clock_timestamp() - make_interval(days => %(days)s)
+           FROM tenant t
+           CROSS JOIN LATERAL (SELECT clock_timestamp() AT TIME ZONE t.timezone AS here) now
+           LEFT JOIN reconciliation_proof p ON p.tenant_id = t.id AND p.started_at > clock_timestamp() - interval '1 year'
+           WHERE t.id = %(tenant)s GROUP BY now.here, t.timezone""",
+        days=full_after_days,
+    )
+    proven, is_fresh = rows[0] if rows else (False, False)
+    return not proven, not is_fresh
 
 
 def latest_statement(cursor: CursorWrapper, *, ref: str, as_of: date) -> tuple[date, int] | None:

@@ -12,10 +12,14 @@ from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import current_tenant
 from ledger.events import SETTLED
-from ledger.queries import timestamp, trial_balance
+from ledger.queries import CONTROL_ACCOUNTS, timestamp, trial_balance
 from reconciliation import queries
 from reconciliation.accounts import BankAccount, bank_accounts
 from reconciliation.reconciling import ACROSS
+
+LOANS = """
+    SELECT b.account_code AS code, b.currency, b.layer, sum(b.balance_minor) AS minor
+    FROM loan_balance b WHERE b.tenant_id = %(tenant)s GROUP BY b.account_code, b.currency, b.layer"""
 
 
 def status(cursor: CursorWrapper, as_of: date) -> dict[str, Any]:
@@ -31,13 +35,14 @@ def status(cursor: CursorWrapper, as_of: date) -> dict[str, Any]:
 
 
 def _ledger_integrity(cursor: CursorWrapper) -> dict[str, Any]:
-    """What the last run found; before the first one, what is found now."""
-    proof = queries.last_proof(cursor)
-    if proof is None:
-        proof = (mismatched_accounts(cursor), datetime.now(UTC))
-    count, checked_at = proof
+    """What the last proof and the last run found; before the first one, what is found now."""
+    found = queries.integrity(cursor)
+    if found is None:
+        count = mismatched_accounts(cursor)
+        found = (count == 0, count, datetime.now(UTC))
+    is_sound, count, checked_at = found
     return {
-        "status": "mismatch" if count else "ok",
+        "status": "ok" if is_sound else "mismatch",
         "mismatched_account_count": count,
         "checked_at": timestamp(checked_at),
     }
@@ -46,17 +51,10 @@ def _ledger_integrity(cursor: CursorWrapper) -> dict[str, Any]:
 def mismatched_accounts(cursor: CursorWrapper) -> int:
     """How many control accounts are not the sum of their loans' balances, in some currency and layer."""
     cursor.execute(
-        """SELECT count(DISTINCT code) FROM (
-               SELECT a.code, l.currency, l.layer,
-                      sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END) AS minor
-               FROM gl_account a JOIN journal_line l ON l.tenant_id = a.tenant_id AND l.account_code = a.code
-               WHERE a.tenant_id = %(tenant)s AND a.per_loan
-               GROUP BY a.code, l.currency, l.layer) ledger
-           FULL JOIN (
-               SELECT b.account_code AS code, b.currency, b.layer, sum(b.balance_minor) AS minor
-               FROM loan_balance b WHERE b.tenant_id = %(tenant)s
-               GROUP BY b.account_code, b.currency, b.layer) loans USING (code, currency, layer)
-           WHERE coalesce(ledger.minor, 0) <> coalesce(loans.minor, 0)""",
+        f"""SELECT count(DISTINCT code)
+            FROM ({CONTROL_ACCOUNTS}) ledger
+            FULL JOIN ({LOANS}) loans USING (code, currency, layer)
+            WHERE coalesce(ledger.minor, 0) <> coalesce(loans.minor, 0)""",
         {"tenant": current_tenant()},
     )
     return int(cursor.fetchone()[0])
@@ -123,31 +121,19 @@ def _standing(cursor: CursorWrapper, account: BankAccount, through: date) -> tup
 
 
 def _portfolio_rollup(cursor: CursorWrapper, as_of: date) -> dict[str, Any]:
-    """Principal of the control account against the sum of the loans' own balances, as of the date. The status looks at every
-    currency, the two figures are in the tenant's own."""
+    """Control accounts against the sum of the loans' own balances as of the date, in every currency and layer; the two figures
+    are of the principal, settled, in the tenant's own currency. What is dated later is taken off the loans' balances."""
     cursor.execute(
-        """WITH ledger AS (
-               SELECT l.currency,
-                      sum(CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END)
-                          FILTER (WHERE l.effective_at <= %(as_of)s) AS minor,
-                      sum(CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END)
-                          FILTER (WHERE l.effective_at > %(as_of)s) AS later
-               FROM gl_account a JOIN journal_line l ON l.tenant_id = a.tenant_id AND l.account_code = a.code
-               WHERE a.tenant_id = %(tenant)s AND a.role = 'principal' AND l.layer = 'SETTLED'
-               GROUP BY l.currency
-           ), loans AS (
-               SELECT b.currency, sum(b.balance_minor) AS minor
-               FROM gl_account a JOIN loan_balance b ON b.tenant_id = a.tenant_id AND b.account_code = a.code
-               WHERE a.tenant_id = %(tenant)s AND a.role = 'principal' AND b.layer = 'SETTLED'
-               GROUP BY b.currency
-           )
-           SELECT currency = (SELECT t.currency FROM tenant t WHERE t.id = %(tenant)s), coalesce(ledger.minor, 0),
-                  coalesce(loans.minor, 0) - coalesce(ledger.later, 0)
-           FROM ledger FULL JOIN loans USING (currency)""",
+        f"""SELECT code = (SELECT a.code FROM gl_account a WHERE a.tenant_id = %(tenant)s AND a.role = 'principal')
+                   AND currency = (SELECT t.currency FROM tenant t WHERE t.id = %(tenant)s) AND layer = 'SETTLED',
+                   coalesce(ledger.minor, 0), coalesce(loans.minor, 0) - (coalesce(latest.minor, 0) - coalesce(ledger.minor, 0))
+            FROM ({CONTROL_ACCOUNTS.replace("'infinity'", "%(as_of)s")}) ledger
+            FULL JOIN ({CONTROL_ACCOUNTS}) latest USING (code, currency, layer)
+            FULL JOIN ({LOANS}) loans USING (code, currency, layer)""",
         {"tenant": current_tenant(), "as_of": as_of},
     )
-    rows = cursor.fetchall()
-    own = next(((int(ledger), int(loans)) for is_own, ledger, loans in rows if is_own), (0, 0))
+    rows = [(is_own, int(ledger), int(loans)) for is_own, ledger, loans in cursor.fetchall()]
+    own = next(((ledger, loans) for is_own, ledger, loans in rows if is_own), (0, 0))
     return {
         "status": "ok" if all(ledger == loans for _, ledger, loans in rows) else "mismatch",
         "gl_principal_minor": str(own[0]),

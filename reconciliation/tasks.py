@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
-from hpts.celery import app
-from ledger.proof import tenants
-from reconciliation import runs
+from django.conf import settings
 
+from hpts.celery import app
+from ledger.queries import tenants
+from reconciliation import alerts, proving, runs
+
+PROOF_SECONDS = 600.0
 logger = logging.getLogger("hpts.reconciliation")
 
 
@@ -26,6 +30,32 @@ def look_around() -> None:
             runs.work_off(tenant_id)
         except Exception:
             logger.exception("reconciliation of tenant %s", tenant_id)
+
+
+@app.task(name="reconciliation.prove_books", expires=PROOF_SECONDS)
+def prove_books() -> None:
+    """Each tenant's proof of the night. Books that are not in order are the operator's at once."""
+    for tenant_id in tenants():
+        try:
+            outcome = proving.prove_tonight(tenant_id)
+            if outcome is not None and outcome.failed:
+                logger.critical(
+                    "the books of tenant %s are not in order: %s", tenant_id, json.dumps(outcome.breaches, default=str)
+                )
+        except Exception:
+            logger.exception("the books of tenant %s are not proven", tenant_id)
+
+
+@app.task(name="reconciliation.mail_alerts")
+def mail_alerts() -> None:
+    """Tell by mail of breaks that were opened. One tenant's failure is not another's."""
+    if not settings.ALERT_EMAILS:
+        return
+    for tenant_id in tenants():
+        try:
+            alerts.mail_alerts(tenant_id)
+        except Exception:
+            logger.exception("alerts of tenant %s", tenant_id)
 
 
 def announce(tenant_id: str) -> None:

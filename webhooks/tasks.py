@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 from hpts.celery import app
 from hpts.tenancy import tenant_transaction
-from ledger.proof import tenants
+from ledger.queries import tenants
 from webhooks import delivery
 
 KEPT_DAYS = 31

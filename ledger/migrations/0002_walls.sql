@@ -51,6 +51,8 @@ ALTER TABLE public.outbox_message ADD CONSTRAINT outbox_message_entry
 -- them, because a night's accrual updates every one.
 ALTER TABLE public.loan SET (fillfactor = 48);
 ALTER TABLE public.loan_balance SET (fillfactor = 48);
+-- The keys of the last hours, for the proof of the books: they come in order of time, and such an index costs a posting nothing.
+CREATE INDEX idempotency_key_by_time ON public.idempotency_key USING brin (tenant_id, created_at);
 
 -- 2. Nothing in the books changes ------------------------------------------------------------------------------------
 CREATE FUNCTION public.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$

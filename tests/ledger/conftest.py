@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from psycopg import sql
 from hpts import embedded
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
-from ledger import masters, operations, queries, runs
+from ledger import balances, masters, operations, queries, runs
 from ledger import serializers as shapes
 from ledger.chart import CONSUMER_LENDING, Chart
 from ledger.events import (
@@ -134,6 +135,20 @@ def nothing_changes(*books: Books) -> Iterator[None]:
 
 
 # --- Books -----------------------------------------------------------------------------------------------------------
+
+
+def caught_up(tenant_id: str) -> None:
+    """Roll up until the sums of accounts hold every entry: transactions of other tests hold the horizon back for moments."""
+    deadline = time.monotonic() + 60
+    behind = True
+    while behind:
+        assert time.monotonic() < deadline, "the roll-up does not come to the end of the journal"
+        balances.roll_up(tenant_id)
+        with session("readonly", tenant_id) as connection:
+            ((behind,),) = connection.execute(
+                """SELECT EXISTS (SELECT FROM outbox_message o LEFT JOIN account_rollup r USING (tenant_id)
+                                  WHERE r.tenant_id IS NULL OR (o.created_xid, o.entry_id) > (r.created_xid, r.entry_id))"""
+            ).fetchall()
 
 
 def new_key() -> str:

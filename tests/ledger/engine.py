@@ -11,8 +11,9 @@ from typing import Any
 import psycopg
 
 from hpts.tenancy import tenant_transaction
-from ledger import masters, operations, proof, queries, runs
+from ledger import masters, operations, queries, runs
 from ledger import serializers as shapes
+from reconciliation import checks
 from tests.conftest import Loan
 from tests.ledger.conftest import OPENED_ON, Books, open_books, session
 
@@ -141,7 +142,7 @@ class EngineBooks(Books):
 
     def is_sound(self) -> None:
         with tenant_transaction(self.tenant_id) as cursor:
-            broken = [str(breach) for check in proof.CHECKS for breach in check(cursor)]
+            broken = [str(breach) for check in checks.CHECKS for breach in check(cursor)]
         assert not broken, broken
 
     def open_program(self, **program: Any) -> str:

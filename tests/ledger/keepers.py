@@ -21,7 +21,7 @@ import pytest
 
 from hpts.pipeline import Statement
 from hpts.tenancy import tenant_transaction
-from ledger import masters, proof, queries
+from ledger import masters, queries
 from ledger import posting as write_path
 from ledger import replan as replans
 from ledger.chart import CONSUMER_LENDING, Chart
@@ -29,6 +29,7 @@ from ledger.events import Event
 from ledger.posting import Origin, Posted, Posting, Touches
 from ledger.queries import PaymentEntry
 from ledger.replan import post_plan
+from reconciliation import checks
 from tests.conftest import Loan
 from tests.ledger.conftest import OPENED_ON, WATERFALL, open_books
 from tests.ledger.model import Model
@@ -461,7 +462,7 @@ class Database:
         codes = {"principal": "1100", "interest": "1200", "fees": "1300", "suspense": "2000"}
         days = sorted({posted.day for posted in model.posted} | {self.today})
         with tenant_transaction(self.books.tenant_id) as cursor:
-            assert [breach for check in proof.CHECKS for breach in check(cursor)] == []
+            assert [breach for check in checks.CHECKS for breach in check(cursor)] == []
             for loan in self.loans:
                 for day in days:
                     read = queries.loan_balances(cursor, loan_id=loan.loan_id, as_of=day)

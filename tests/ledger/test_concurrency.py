@@ -33,7 +33,6 @@ from django.db import Error
 
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
-from ledger import proof
 from ledger.errors import AccrualAlreadyPosted
 from ledger.events import (
     PENDING,
@@ -50,6 +49,7 @@ from ledger.events import (
     SuspenseAllocated,
 )
 from ledger.posting import Posted, Touches, opened
+from reconciliation import checks
 from tests.conftest import Loan
 from tests.ledger.conftest import (
     OPENED_ON,
@@ -124,9 +124,9 @@ def _of_loan(books: Books, loan: Loan, events: dict[str, Event], today: date) ->
     return found
 
 
-def breaches(books: Books) -> list[proof.Breach]:
+def breaches(books: Books) -> list[checks.Breach]:
     with tenant_transaction(books.tenant_id) as cursor:
-        return [breach for check in proof.CHECKS for breach in check(cursor)]
+        return [breach for check in checks.CHECKS for breach in check(cursor)]
 
 
 def trial_balance(books: Books) -> dict[str, int]:

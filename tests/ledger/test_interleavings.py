@@ -27,7 +27,7 @@ from django.http import HttpResponse
 from hpts import tenancy
 from hpts.pipeline import Step
 from hpts.tenancy import tenant_transaction
-from ledger import proof
+from reconciliation import checks
 from tests.conftest import Api, Json, Lender, Loan, new_key, payment_of, posted, shown
 from tests.ledger.conftest import onlooker, race, scratch_database, session, tear_down
 
@@ -455,7 +455,7 @@ def serial(stage: Stage, order: tuple[int, int]) -> tuple[tuple[Answer, Answer],
 
 def sound(lender: Lender) -> None:
     with tenant_transaction(lender.tenant_id) as cursor:
-        assert [breach for check in proof.CHECKS for breach in check(cursor)] == []
+        assert [breach for check in checks.CHECKS for breach in check(cursor)] == []
 
 
 @pytest.mark.usefixtures("stepwise")

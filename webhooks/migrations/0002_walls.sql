@@ -113,12 +113,16 @@ BEGIN
         to_relay := false;
         SELECT e.created_xid, e.entry_id INTO v_xid, v_entry
         FROM public.webhook_event e WHERE e.tenant_id = webhook_work.tenant_id ORDER BY e.sequence DESC LIMIT 1;
+        IF NOT FOUND THEN
+            -- As values and not in the condition: there, coalesce() would keep the index from beginning at the cursor.
+            v_xid := '0';
+            v_entry := '00000000-0000-0000-0000-000000000000';
+        END IF;
         SELECT o.created_xid < v_horizon,
                (SELECT j.posted_at FROM public.journal_entry j WHERE j.tenant_id = o.tenant_id AND j.id = o.entry_id)
         INTO to_relay, waiting_since
         FROM public.outbox_message o
-        WHERE o.tenant_id = webhook_work.tenant_id
-          AND (o.created_xid, o.entry_id) > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
+        WHERE o.tenant_id = webhook_work.tenant_id AND (o.created_xid, o.entry_id) > (v_xid, v_entry)
         ORDER BY o.created_xid, o.entry_id LIMIT 1;
         to_relay := coalesce(to_relay, false);
         to_deliver := EXISTS (

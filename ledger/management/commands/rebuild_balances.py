@@ -1,6 +1,6 @@
-"""`manage.py rebuild_balances`: make the loans' balances the sums of their lines again.
+"""`manage.py rebuild_balances`: make the loans' balances and the accounts' sums what their lines say again.
 
-The application's role cannot write balances except by posting, so this runs as the owner of the schema
+The application's role can write neither except by posting and rolling up, so this runs as the owner of the schema
 (HPTS_OWNER_DATABASE_URL), inside the tenant's row security like everyone. A dry run only reads, as the reporting role.
 """
 
@@ -16,9 +16,9 @@ from rich.table import Table
 
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
-from ledger.management.terminal import bar, drawn, known_tenant
+from ledger.balances import BALANCE_DIFFERENCES, SumDifference, recount
+from ledger.management.terminal import bar, drawn, known_tenant, progress
 from ledger.posting import with_retries
-from ledger.proof import BALANCE_DIFFERENCES
 
 # So many loans are locked at a time: their postings wait for some milliseconds, no longer.
 LOCKED_TOGETHER = 100
@@ -39,13 +39,15 @@ REPAIR = f"""
 
 
 class Command(BaseCommand):
-    help = "Recompute a tenant's loan balances from the lines, under each loan's lock, and report what differed."
+    help = "Recompute a tenant's loan balances and account sums from the lines, and report what differed."
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("--tenant", required=True, metavar="ID")
         parser.add_argument("--dry-run", action="store_true", help="report, and change nothing")
         parser.add_argument(
-            "--json", action="store_true", help="print {tenant_id, dry_run, loans, differences} as JSON"
+            "--json",
+            action="store_true",
+            help="print {tenant_id, dry_run, loans, differences, sum_differences} as JSON",
         )
 
     def handle(self, *args: Any, **options: Any) -> None:
@@ -59,6 +61,9 @@ class Command(BaseCommand):
                 for chunk in bar(chunks, "Summing the lines", total=len(chunks), shown=not options["json"])
                 for difference in visit(tenant_id, chunk)
             ]
+            sums: list[SumDifference] = []
+            counting = recount(tenant_id, sums, repair=not options["dry_run"])
+            progress("Counting the accounts", counting, shown=not options["json"])
         except Problem as problem:
             raise CommandError(f"{problem.title}: {problem.detail} Loans visited before stay repaired.") from problem
         except ProgrammingError as error:
@@ -68,6 +73,7 @@ class Command(BaseCommand):
             "dry_run": options["dry_run"],
             "loans": len(loans),
             "differences": differences,
+            "sum_differences": [_said(each) for each in sums],
         }
         self.stdout.write(json.dumps(report) if options["json"] else _story(report))
 
@@ -106,14 +112,38 @@ def _differences(rows: list[tuple[Any, ...]]) -> Iterator[dict[str, str | None]]
         }
 
 
+def _said(difference: SumDifference) -> dict[str, str | None]:
+    recorded = difference.recorded or (None, None)
+    return {
+        "account_code": difference.account_code,
+        "currency": difference.currency,
+        "layer": difference.layer,
+        "span": difference.span,
+        "starts_on": difference.starts_on.isoformat(),
+        "recorded_dr_minor": None if recorded[0] is None else str(recorded[0]),
+        "recorded_cr_minor": None if recorded[1] is None else str(recorded[1]),
+        "recomputed_dr_minor": str(difference.counted[0]),
+        "recomputed_cr_minor": str(difference.counted[1]),
+    }
+
+
 def _story(report: dict[str, Any]) -> str:
     verb = "differ" if report["dry_run"] else "differed and were put right"
-    summary = f"{len(report['differences'])} balances of {report['loans']} loans {verb}."
-    if not report["differences"]:
-        return summary
-    table = Table("Loan", "Account", "Layer")
-    table.add_column("Recorded", justify="right")
-    table.add_column("Sum of lines", justify="right")
-    for difference in report["differences"]:
-        table.add_row(*(value or "missing" for value in difference.values()))
-    return drawn(table, summary)
+    parts: list[Table | str] = []
+    if report["differences"]:
+        parts.append(_table(report["differences"], "Loan", "Account", "Layer", money=("Recorded", "Sum of lines")))
+    parts.append(f"{len(report['differences'])} balances of {report['loans']} loans {verb}.")
+    if report["sum_differences"]:
+        money = ("Debits recorded", "Credits recorded", "Debits of lines", "Credits of lines")
+        parts.append(_table(report["sum_differences"], "Account", "Currency", "Layer", "Span", "From", money=money))
+    parts.append(f"{len(report['sum_differences'])} sums of accounts {verb}.")
+    return drawn(*parts)
+
+
+def _table(rows: list[dict[str, str | None]], *names: str, money: tuple[str, ...]) -> Table:
+    table = Table(*names)
+    for name in money:
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(*(value or "missing" for value in row.values()))
+    return table

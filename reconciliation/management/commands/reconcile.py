@@ -10,8 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from hpts import fields
 from hpts.tenancy import SNAPSHOT, tenant_transaction
 from ledger.management.terminal import bar, known_tenant
-from ledger.proof import tenants
-from ledger.queries import today
+from ledger.queries import tenants, today
 from reconciliation import queries, runs
 from reconciliation.status import status
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from hpts.tenancy import tenant_transaction
-from ledger import proof
 from ledger import serializers as shapes
+from reconciliation import checks
 from tests.conftest import Json, Lender, accrual_of, disbursement_of, line, payment_of, posted
 
 POSTED = {"journal_entry_id", "posted_at"}
@@ -521,7 +521,7 @@ def sound_books(acme: Lender) -> Iterator[None]:
     """At the end of the test Acme's books keep every promise."""
     yield
     with tenant_transaction(acme.tenant_id) as cursor:
-        assert [breach for check in proof.CHECKS for breach in check(cursor)] == []
+        assert [breach for check in checks.CHECKS for breach in check(cursor)] == []
 
 
 @pytest.fixture

@@ -280,7 +280,7 @@ def test_tasks_finish_what_the_calendar_asks_for(acme: Lender, behind: str, monk
     """As worker and beat do it: the sweep sends a run, and who ends it sends the next date's."""
     messages: list[tuple[str, str]] = []
     monkeypatch.setattr(tasks.accrue, "apply_async", lambda about, **_: messages.append(about))
-    monkeypatch.setattr("ledger.proof.tenants", lambda: [acme.tenant_id])
+    monkeypatch.setattr("ledger.queries.tenants", lambda: [acme.tenant_id])
     tasks.accrue_due()
     while messages:
         tasks.accrue(*messages.pop(0))

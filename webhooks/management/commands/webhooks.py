@@ -11,7 +11,7 @@ from hpts import fields
 from hpts.problems import Problem
 from hpts.tenancy import tenant_transaction
 from ledger.management.terminal import bar, known_tenant
-from ledger.proof import tenants
+from ledger.queries import tenants
 from webhooks import operations, queries
 from webhooks.models import UNDELIVERED
 
