@@ -452,6 +452,19 @@ def attacked(books: Books) -> Books:
     return books
 
 
+def test_lines_on_one_balance_meet_its_floor_together(books: Books) -> None:
+    """More fees than the loan owes are taken, by a line before the one that adds as many."""
+    owed = "SELECT balance_minor FROM loan_balance WHERE account_code = '1300'"
+    before = books.rows(owed)
+    assert before[0][0] < 250
+    draft = Draft(books)
+    draft.lines[2].update(account_code="1300", direction="CR")
+    draft.lines[3].update(account_code="1300", direction="DR")
+    with session("app", books.tenant_id) as connection:
+        draft.record(connection)
+    assert books.rows(owed) == before
+
+
 @pytest.mark.parametrize("door", DOORS)
 def test_a_well_formed_entry_passes_every_wall(books: Books, door: str) -> None:
     """Without this, everything below could be refused for another reason than its own."""
