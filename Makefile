@@ -11,9 +11,11 @@ VENV := .venv/bin/python
 TEMPORARY := $(VENV) -m hpts.embedded temporary $(VENV)
 WORKERS ?= 2
 T ?=
+NAME ?= acme
 
 .DEFAULT_GOAL := help
-.PHONY: help install run services test test-long check lint drift bench bench-accrual bench-proof bench-webhooks schema openapi rules requirements clean
+
+.PHONY: help install run services partner-certs partner-host test test-long check lint drift bench bench-accrual bench-limits bench-webhooks schema openapi rules requirements licences audit sbom bench-proof clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | while IFS='|' read -r name text; do printf '%-22s %s\n' "$$name" "$$text"; done
@@ -27,19 +29,36 @@ run: install ## PostgreSQL, Redis, a demo tenant, API on port 3000 (PORT=4000), 
 services: install ## PostgreSQL and Redis alone, in the foreground
 	@exec $(VENV) -m hpts.embedded serve
 
+partner-certs: install ## a development authority and a partner's certificate below var/partner-certs; NAME=acme
+	@$(VENV) -m deploy.partner_certs $(NAME)
+
+partner-host: install ## nginx with mutual TLS in front of `make run`, in the foreground (PORT names the run's port)
+	@exec $(VENV) -m deploy.partner_host
+
 test: install ## the whole suite on its own servers; T=path narrows it, WORKERS=n spreads it
 	@$(VENV) -m pytest -n $(WORKERS) $(T)
 
 test-long: install ## the whole suite with the long variants: hours, not minutes
 	@HPTS_LONG=1 $(VENV) -m pytest -n $(WORKERS) $(T)
 
-check: install lint drift test ## what CI runs: lint, types, missing migrations, drift of schema and API document, tests
+check: install lint licences drift test ## what CI runs: lint, types, licences, missing migrations, drift of schema and API document, tests
 
 lint: install ## ruff, mypy, and whether a migration is missing
 	$(VENV) -m ruff check .
 	$(VENV) -m ruff format --check .
 	$(VENV) -m mypy
 	$(TEMPORARY) manage.py makemigrations --check --dry-run
+
+licences: install ## fail when a package has a licence that is not allowed
+	@$(VENV) -m deploy.licences
+
+audit: install ## ask the vulnerability databases about every pinned package (needs the network)
+	@for file in requirements.txt requirements-dev.txt; do \
+		$(VENV) -m pip_audit --disable-pip --require-hashes --progress-spinner off -r $$file || exit; \
+	done
+
+sbom: install ## write var/sbom.json, what the product is made of (CycloneDX)
+	@$(VENV) -m cyclonedx_py requirements --output-reproducible --of JSON -o var/sbom.json requirements.txt
 
 schema: install ## write docs/schema.sql from a freshly migrated database
 	@$(TEMPORARY) -m deploy.schema docs/schema.sql
@@ -58,6 +77,9 @@ bench: install ## measure; the figures go to benchmarks/RESULTS.md
 
 bench-accrual: install ## measure accrual runs; ARGUMENTS='--loans 1000000'; the figures go to benchmarks/RESULTS-accrual.md
 	@$(VENV) -m benchmarks.accrual $(ARGUMENTS)
+
+bench-limits: install ## measure what quotas cost, and whether a noisy tenant is felt; the figures go to benchmarks/RESULTS-limits.md by hand
+	@$(TEMPORARY) -m benchmarks.limits
 
 bench-proof: install ## measure account balances, roll-up and proofs; ARGUMENTS='--lines 200000 --seconds 4' for a smaller book
 	@$(TEMPORARY) -m benchmarks.proof $(ARGUMENTS)

@@ -335,6 +335,7 @@ def recorded_payment() -> tuple[str, str]:
         "987654321": "{version}",
     }
     entries, answer = str(recorder.values[0]), str(recorder.values[3])
+    names[json.loads(entries)[0][1]["content_hash"]] = "{hash}"
     for value, name in names.items():
         entries, answer = entries.replace(value, name), answer.replace(value, name)
     return entries, answer

@@ -15,6 +15,9 @@ BEGIN
         '{{correlation}}', gen_random_uuid()::text), '{{loan}}', md5('loan ' || p_tenant || ' ' || p_loan)::uuid::text),
         '{{borrower}}', md5('borrower ' || p_tenant || ' ' || p_loan)::uuid::text),
         '{{version}}', ((v_state->'loans'->0->>'version')::bigint + 1)::text);
+    -- The entries are [["<document>",{{...}}]]; in the document nothing is escaped but quotation marks.
+    entries := replace(entries, '{{hash}}', encode(sha256(convert_to(
+        replace(substr(entries, 4, strpos(entries, '",{{"') - 4), '\"', '"'), 'UTF8')), 'hex'));
     response := replace(replace({response}, '{{entry}}', v_entry), '{{posted_at}}', v_posted_at);
 END $f$;
 GRANT USAGE ON SCHEMA bench TO hpts_app;

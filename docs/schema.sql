@@ -604,6 +604,29 @@ END $$;
 
 
 --
+-- Name: client_certificate_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.client_certificate_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF TG_OP = 'INSERT' THEN
+        IF NEW.retired_at IS NULL THEN
+            RETURN NEW;
+        END IF;
+    ELSIF TG_OP = 'UPDATE' THEN
+        IF OLD.retired_at IS NULL AND NEW.retired_at IS NOT NULL
+           AND to_jsonb(NEW) - 'retired_at' - 'retired_reason' = to_jsonb(OLD) - 'retired_at' - 'retired_reason' THEN
+            RETURN NEW;
+        END IF;
+    END IF;
+    RAISE EXCEPTION USING ERRCODE = '42501', CONSTRAINT = 'client_certificate_is_kept', TABLE = 'client_certificate',
+        MESSAGE = 'a certificate is added and then retired, once; nothing else of it changes';
+END $$;
+
+
+--
 -- Name: days_in_leap_years(date); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -774,17 +797,23 @@ END $$;
 CREATE FUNCTION public.journal_entry_wall() RETURNS trigger
     LANGUAGE plpgsql
     AS $$
+DECLARE
+    has_lines boolean;
+    is_closed boolean;
 BEGIN
-    IF NEW.created_xid IS DISTINCT FROM pg_current_xact_id()
+    -- One query for both looks. That the tenant exists follows from its lines: their accounts are the tenant's.
+    SELECT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = NEW.tenant_id AND l.entry_id = NEW.id),
+           EXISTS (SELECT FROM public.period_close c
+                   WHERE c.tenant_id = NEW.tenant_id AND c.through_date >= NEW.effective_at)
+    INTO has_lines, is_closed;
+    IF NOT has_lines OR NEW.created_xid IS DISTINCT FROM pg_current_xact_id()
        OR (NEW.posted_at BETWEEN transaction_timestamp() - interval '1 second'
                              AND clock_timestamp() + interval '1 second') IS NOT TRUE
-       OR NOT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = NEW.tenant_id AND l.entry_id = NEW.id)
-       OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = NEW.tenant_id)
     THEN
         RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
             MESSAGE = format('entry %s must come with its lines, this transaction''s id and the clock''s time', NEW.id);
     END IF;
-    IF NEW.effective_at <= (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = NEW.tenant_id) THEN
+    IF is_closed THEN
         RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
             MESSAGE = format('the period of %s is closed', NEW.effective_at);
     END IF;
@@ -826,8 +855,33 @@ DECLARE
     account record;
 BEGIN
     -- Nearly every statement brings one entry in one currency on one layer. When it is sound, one look says so; whatever
-    -- is not plainly sound is looked at in full below. FILTER counts what is true, so that NULL never passes. The many lines of
-    -- an accrual look each account and each loan up once; for a few it would cost more than it saves.
+    -- is not plainly sound is looked at in full below. What is not true is not counted, so that NULL never passes. It looks
+    -- every account and loan up line by line; the many lines of an accrual, each of them once.
+    SELECT min(e.line_count) = count(*) AND min(l.sequence) = 1 AND max(l.sequence) = count(*)
+           AND sum(CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END) = 0
+           AND sum(l.amount_minor) <= 2 * 9223372036854775807::numeric
+           AND count(*) FILTER (
+               WHERE l.tenant_id = head.tenant_id AND l.entry_id = head.entry_id AND l.effective_at = head.effective_at
+                 AND l.currency = head.currency AND l.layer = head.layer
+                 AND public.journal_line_fault(l.sequence, l.amount_minor, l.direction, l.layer, l.currency, l.loan_id,
+                                               l.borrower_id, l.loan_version) IS NULL
+                 AND EXISTS (SELECT FROM public.gl_account a
+                             WHERE a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.closed_at IS NULL
+                               AND (l.loan_id IS NOT NULL OR NOT a.per_loan) OFFSET 0)
+                 AND (l.loan_id IS NULL
+                      OR EXISTS (SELECT FROM public.loan o
+                                 WHERE o.tenant_id = l.tenant_id AND o.id = l.loan_id
+                                   AND o.borrower_id = l.borrower_id AND o.currency = l.currency OFFSET 0))) = count(*)
+    INTO sound
+    FROM (SELECT n.tenant_id, n.entry_id, n.effective_at, n.currency, n.layer FROM new_line n LIMIT 1) head
+    CROSS JOIN LATERAL (SELECT h.line_count FROM public.journal_entry h
+                        WHERE h.tenant_id = head.tenant_id AND h.id = head.entry_id AND h.effective_at = head.effective_at
+                          AND h.created_xid = pg_current_xact_id() AND h.line_count <= 100 OFFSET 0) e
+    CROSS JOIN new_line l;
+    IF sound THEN
+        RETURN NULL;
+    END IF;
+
     SELECT l.tenant_id, l.entry_id, l.effective_at, l.currency, l.layer, (SELECT count(*) FROM new_line) > 100 AS many
     INTO one FROM new_line l LIMIT 1;
     IF one.many THEN
@@ -859,31 +913,6 @@ BEGIN
         IF sound THEN
             RETURN NULL;
         END IF;
-    END IF;
-    SELECT e.created_xid = pg_current_xact_id() AND e.effective_at = one.effective_at AND e.line_count = l.lines
-           AND l.sound = l.lines AND l.first = 1 AND l.last = l.lines
-           AND l.net = 0 AND l.gross <= 2 * 9223372036854775807::numeric
-    INTO sound
-    FROM (
-        SELECT count(*) AS lines, min(l.sequence) AS first, max(l.sequence) AS last, sum(l.amount_minor) AS gross,
-               sum(CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END) AS net,
-               count(*) FILTER (
-                   WHERE l.tenant_id = one.tenant_id AND l.entry_id = one.entry_id AND l.effective_at = one.effective_at
-                     AND l.currency = one.currency AND l.layer = one.layer
-                     AND public.journal_line_fault(l.sequence, l.amount_minor, l.direction, l.layer, l.currency, l.loan_id,
-                                                   l.borrower_id, l.loan_version) IS NULL
-                     AND EXISTS (SELECT FROM public.gl_account a
-                                 WHERE a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.closed_at IS NULL
-                                   AND (l.loan_id IS NOT NULL OR NOT a.per_loan) OFFSET 0)
-                     AND (l.loan_id IS NULL
-                          OR EXISTS (SELECT FROM public.loan o
-                                     WHERE o.tenant_id = l.tenant_id AND o.id = l.loan_id
-                                       AND o.borrower_id = l.borrower_id AND o.currency = l.currency OFFSET 0))) AS sound
-        FROM new_line l) l,
-        public.journal_entry e
-    WHERE e.tenant_id = one.tenant_id AND e.id = one.entry_id;
-    IF sound THEN
-        RETURN NULL;
     END IF;
 
     SELECT l.entry_id, f.fault INTO bad
@@ -954,6 +983,45 @@ BEGIN
                              bad.loan_id, bad.borrower_id, bad.currency);
     END IF;
     RETURN NULL;
+END $$;
+
+
+--
+-- Name: journal_seal_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.journal_seal_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+DECLARE
+    head record;
+BEGIN
+    SELECT s.number, s.hash, s.last_xid, s.last_entry_id, s.signature INTO head
+    FROM public.journal_seal s WHERE s.tenant_id = NEW.tenant_id ORDER BY s.number DESC LIMIT 1;
+    IF NEW.number IS DISTINCT FROM coalesce(head.number, 0) + 1
+       OR NEW.previous_hash IS DISTINCT FROM coalesce(head.hash, decode(repeat('00', 32), 'hex'))
+       OR NEW.hash IS DISTINCT FROM
+          public.seal_hash(NEW.tenant_id, NEW.number, NEW.entry_count, NEW.merkle_root, NEW.previous_hash)
+       OR (head.signature IS NOT NULL AND NEW.signature IS NULL)
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP013', CONSTRAINT = 'journal_seal_chain',
+            MESSAGE = format('block %s does not follow block %s', NEW.number, head.number);
+    END IF;
+    -- Final is what no running transaction could come before. Nothing between two blocks is left out.
+    IF (NEW.last_xid < pg_snapshot_xmin(pg_current_snapshot())) IS NOT TRUE
+       OR (head.number IS NOT NULL AND (NEW.last_xid, NEW.last_entry_id) <= (head.last_xid, head.last_entry_id))
+       OR length(NEW.leaves) IS DISTINCT FROM NEW.entry_count * 32 OR (NEW.entry_count > 0) IS NOT TRUE
+       OR NEW.leaves IS DISTINCT FROM
+          public.seal_leaves(NEW.tenant_id, coalesce(head.last_xid, '0'),
+                             coalesce(head.last_entry_id, '00000000-0000-0000-0000-000000000000'), NEW.last_xid, NEW.last_entry_id)
+       OR NEW.merkle_root IS DISTINCT FROM public.merkle_root(NEW.leaves)
+       OR (NEW.sealed_at BETWEEN transaction_timestamp() - interval '1 second' AND clock_timestamp() + interval '1 second')
+          IS NOT TRUE
+    THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP013', CONSTRAINT = 'journal_seal_whole',
+            MESSAGE = format('block %s does not seal all entries since the one before it, or some that are not final', NEW.number);
+    END IF;
+    RETURN NEW;
 END $$;
 
 
@@ -1033,6 +1101,26 @@ $$;
 
 
 --
+-- Name: merkle_root(bytea); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.merkle_root(p_leaves bytea) RETURNS bytea
+    LANGUAGE plpgsql IMMUTABLE STRICT
+    AS $$
+DECLARE
+    level bytea := p_leaves;
+BEGIN
+    WHILE length(level) > 32 LOOP
+        SELECT string_agg(CASE length(pair) WHEN 64 THEN sha256('\x01'::bytea || pair) ELSE pair END, ''::bytea ORDER BY i)
+        INTO level
+        FROM (SELECT i, substring(level FROM i * 64 + 1 FOR 64) AS pair
+              FROM generate_series(0, (length(level) - 1) / 64) i) pairs;
+    END LOOP;
+    RETURN level;
+END $$;
+
+
+--
 -- Name: minor_units(numeric); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -1075,6 +1163,22 @@ END $$;
 
 
 --
+-- Name: notice_wall(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.notice_wall() RETURNS trigger
+    LANGUAGE plpgsql
+    AS $$
+BEGIN
+    IF NEW.created_xid IS DISTINCT FROM pg_current_xact_id() OR NEW.body IS NOT JSON OBJECT THEN
+        RAISE EXCEPTION USING ERRCODE = 'HP014', CONSTRAINT = 'notice_whole',
+            MESSAGE = format('notice %s must come with this transaction''s id and a JSON object', NEW.id);
+    END IF;
+    RETURN NEW;
+END $$;
+
+
+--
 -- Name: open_posting(uuid, text, uuid[], uuid[], date, date, text); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -1082,6 +1186,7 @@ CREATE FUNCTION public.open_posting(p_tenant uuid, p_key text, p_loans uuid[], p
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
     AS $$
 DECLARE
     v_loans uuid[] := p_loans;
@@ -1109,9 +1214,9 @@ BEGIN
 
     -- Postings share the periods, a close has them alone: so nothing is dated into a period while it closes.
     IF p_mode = 'post' THEN
-        PERFORM pg_advisory_xact_lock_shared(hashtextextended(p_tenant::text || ' periods', 0));
+        locked := pg_advisory_xact_lock_shared(hashtextextended(p_tenant::text || ' periods', 0)) IS NOT NULL;
     ELSIF p_mode = 'close' THEN
-        PERFORM pg_advisory_xact_lock(hashtextextended(p_tenant::text || ' periods', 0));
+        locked := pg_advisory_xact_lock(hashtextextended(p_tenant::text || ' periods', 0)) IS NOT NULL;
     END IF;
 
     IF p_entries IS NOT NULL THEN
@@ -1239,6 +1344,7 @@ CREATE FUNCTION public.record_posting(p_entries text, p_key text, p_fingerprint 
     LANGUAGE plpgsql SECURITY DEFINER
     SET search_path TO 'pg_catalog', 'pg_temp'
     SET plan_cache_mode TO 'force_generic_plan'
+    SET enable_seqscan TO 'off'
     AS $$
 DECLARE
     v_tenant uuid := NULLIF(current_setting('hpts.tenant_id', true), '')::uuid;
@@ -1276,7 +1382,7 @@ BEGIN
                         v_effective_at, v_posted_at, (v_entry->>'correlation_id')::uuid,
                         (v_entry->>'reverses_entry_id')::uuid, (v_extra->>'settles_entry_id')::uuid,
                         v_extra->>'source_method', v_extra->>'external_ref', jsonb_array_length(v_lines),
-                        v_extra->'facts', v_document, sha256(convert_to(v_document, 'UTF8')))
+                        v_extra->'facts', v_document, decode(v_extra->>'content_hash', 'hex'))
             ), line AS (
                 INSERT INTO public.journal_line (
                     tenant_id, entry_id, sequence, account_code, direction, amount_minor, currency, layer, loan_id,
@@ -1291,14 +1397,14 @@ BEGIN
                 INSERT INTO public.outbox_message (tenant_id, entry_id) VALUES (v_tenant, v_id)
             )
             SELECT l.loan_id, l.loan_version, l.account_code, l.layer, l.currency, a.per_loan,
-                   sum(CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END)::bigint AS minor,
+                   CASE l.direction WHEN a.normal_side THEN l.amount_minor ELSE -l.amount_minor END AS minor,
                    coalesce(a.role IN ('principal', 'interest', 'fees', 'suspense'), false) AS floored
             FROM line l
             CROSS JOIN LATERAL (SELECT a.per_loan, a.normal_side, a.role FROM public.gl_account a
                                 WHERE a.tenant_id = v_tenant AND a.code = l.account_code OFFSET 0) a
             WHERE l.loan_id IS NOT NULL
-            GROUP BY l.loan_id, l.loan_version, l.account_code, l.layer, l.currency, a.per_loan, a.role
-            ORDER BY l.loan_id
+            -- What adds comes first, so that two lines on one balance meet its floor no sooner than their sum does.
+            ORDER BY l.loan_id, minor DESC
         LOOP
             IF v_row.per_loan THEN
                 -- Not ON CONFLICT: it would hold the movement itself against the wall that keeps balances above zero.
@@ -1323,6 +1429,9 @@ BEGIN
                     MESSAGE = 'a loan moved after its state was read: the posting did not hold its lock';
             END IF;
         END LOOP;
+
+        -- Most entries are no more than what has been written by now: one look says so.
+        CONTINUE WHEN NOT v_extra ?| '{loans,accruals}' AND v_entry->>'event_type' <> ALL ('{accrual,reversal}');
 
         -- What the entry makes of its loans, when it is more than their balances: lent, ended, open again.
         IF v_extra ? 'loans' THEN
@@ -1452,6 +1561,64 @@ END $$;
 
 
 --
+-- Name: seal_hash(uuid, bigint, integer, bytea, bytea); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea) RETURNS bytea
+    LANGUAGE sql IMMUTABLE
+    RETURN sha256(convert_to((((((((((('{"entry_count":'::text || p_count) || ',"merkle_root":"'::text) || encode(p_root, 'hex'::text)) || '","number":'::text) || p_number) || ',"previous_hash":"'::text) || encode(p_previous, 'hex'::text)) || '","tenant_id":"'::text) || p_tenant) || '"}'::text), 'UTF8'::name));
+
+
+--
+-- Name: seal_leaves(uuid, xid8, uuid, xid8, uuid); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid) RETURNS bytea
+    LANGUAGE sql STABLE
+    AS $$
+    SELECT coalesce(string_agg(sha256('\x00'::bytea || convert_to(e.document, 'UTF8')), ''::bytea
+                               ORDER BY o.created_xid, o.entry_id), ''::bytea)
+    FROM public.outbox_message o
+    CROSS JOIN LATERAL (SELECT j.document FROM public.journal_entry j
+                        WHERE j.tenant_id = p_tenant AND j.id = o.entry_id OFFSET 0) e
+    WHERE o.tenant_id = p_tenant
+      AND (o.created_xid, o.entry_id) > (p_after_xid, p_after) AND (o.created_xid, o.entry_id) <= (p_xid, p_through)
+$$;
+
+
+--
+-- Name: seal_work(); Type: FUNCTION; Schema: public; Owner: -
+--
+
+CREATE FUNCTION public.seal_work() RETURNS TABLE(tenant_id uuid, waiting_since timestamp with time zone, is_final boolean)
+    LANGUAGE plpgsql
+    SET plan_cache_mode TO 'force_generic_plan'
+    AS $$
+DECLARE
+    v_horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
+    v_xid xid8;
+    v_entry uuid;
+BEGIN
+    FOR tenant_id IN SELECT public.tenant_ids() LOOP
+        PERFORM set_config('hpts.tenant_id', tenant_id::text, true);
+        SELECT s.last_xid, s.last_entry_id INTO v_xid, v_entry
+        FROM public.journal_seal s WHERE s.tenant_id = seal_work.tenant_id ORDER BY s.number DESC LIMIT 1;
+        SELECT o.created_xid < v_horizon,
+               (SELECT j.posted_at FROM public.journal_entry j WHERE j.tenant_id = o.tenant_id AND j.id = o.entry_id)
+        INTO is_final, waiting_since
+        FROM public.outbox_message o
+        WHERE o.tenant_id = seal_work.tenant_id
+          AND (o.created_xid, o.entry_id) > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
+        ORDER BY o.created_xid, o.entry_id LIMIT 1;
+        IF FOUND THEN
+            RETURN NEXT;
+        END IF;
+    END LOOP;
+    PERFORM set_config('hpts.tenant_id', '', true);
+END $$;
+
+
+--
 -- Name: tenant_ids(); Type: FUNCTION; Schema: public; Owner: -
 --
 
@@ -1560,6 +1727,7 @@ DECLARE
     v_horizon xid8 := pg_snapshot_xmin(pg_current_snapshot());
     v_xid xid8;
     v_entry uuid;
+    v_notice record;
 BEGIN
     FOR tenant_id IN SELECT public.tenant_ids() LOOP
         PERFORM set_config('hpts.tenant_id', tenant_id::text, true);
@@ -1567,18 +1735,22 @@ BEGIN
         to_relay := false;
         SELECT e.created_xid, e.entry_id INTO v_xid, v_entry
         FROM public.webhook_event e WHERE e.tenant_id = webhook_work.tenant_id ORDER BY e.sequence DESC LIMIT 1;
-        IF NOT FOUND THEN
-            -- As values and not in the condition: there, coalesce() would keep the index from beginning at the cursor.
-            v_xid := '0';
-            v_entry := '00000000-0000-0000-0000-000000000000';
-        END IF;
         SELECT o.created_xid < v_horizon,
                (SELECT j.posted_at FROM public.journal_entry j WHERE j.tenant_id = o.tenant_id AND j.id = o.entry_id)
         INTO to_relay, waiting_since
         FROM public.outbox_message o
-        WHERE o.tenant_id = webhook_work.tenant_id AND (o.created_xid, o.entry_id) > (v_xid, v_entry)
+        WHERE o.tenant_id = webhook_work.tenant_id
+          AND (o.created_xid, o.entry_id) > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
         ORDER BY o.created_xid, o.entry_id LIMIT 1;
-        to_relay := coalesce(to_relay, false);
+        SELECT n.created_xid, n.notice_id INTO v_xid, v_entry
+        FROM public.webhook_notice n WHERE n.tenant_id = webhook_work.tenant_id ORDER BY n.created_xid DESC, n.notice_id DESC LIMIT 1;
+        SELECT n.created_xid < v_horizon AS is_final, n.created_at INTO v_notice
+        FROM public.notice n
+        WHERE n.tenant_id = webhook_work.tenant_id
+          AND (n.created_xid, n.id) > (coalesce(v_xid, '0'), coalesce(v_entry, '00000000-0000-0000-0000-000000000000'))
+        ORDER BY n.created_xid, n.id LIMIT 1;
+        to_relay := coalesce(to_relay, false) OR coalesce(v_notice.is_final, false);
+        waiting_since := least(waiting_since, v_notice.created_at);
         to_deliver := EXISTS (
             SELECT FROM public.webhook_endpoint e
             WHERE e.tenant_id = webhook_work.tenant_id AND e.state = 'enabled' AND (e.paused_until <= v_now) IS NOT FALSE
@@ -2008,6 +2180,29 @@ ALTER TABLE ONLY public.bank_statement_line FORCE ROW LEVEL SECURITY;
 
 
 --
+-- Name: client_certificate; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.client_certificate (
+    tenant_id uuid NOT NULL,
+    thumbprint character varying(43) NOT NULL,
+    client_id character varying(255) NOT NULL,
+    subject text NOT NULL,
+    serial_number text NOT NULL,
+    not_before timestamp with time zone NOT NULL,
+    not_after timestamp with time zone NOT NULL,
+    added_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    retired_at timestamp with time zone,
+    retired_reason text,
+    CONSTRAINT client_certificate_period CHECK ((not_before < not_after)),
+    CONSTRAINT client_certificate_retirement CHECK ((((retired_at IS NULL) AND (retired_reason IS NULL)) OR ((retired_at IS NOT NULL) AND (retired_reason IS NOT NULL)))),
+    CONSTRAINT client_certificate_thumbprint CHECK (((thumbprint)::text ~ '^[A-Za-z0-9_-]{43}$'::text))
+);
+
+ALTER TABLE ONLY public.client_certificate FORCE ROW LEVEL SECURITY;
+
+
+--
 -- Name: django_admin_log; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -2146,7 +2341,6 @@ CREATE TABLE public.hpts_apiclient (
     cimd_expires_at timestamp with time zone,
     tenant_id uuid NOT NULL,
     allowed_scopes text NOT NULL,
-    certificate_thumbprints character varying(43)[] NOT NULL,
     disabled_at timestamp with time zone,
     user_id integer
 );
@@ -2158,6 +2352,31 @@ CREATE TABLE public.hpts_apiclient (
 
 ALTER TABLE public.hpts_apiclient ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (
     SEQUENCE NAME public.hpts_apiclient_id_seq
+    START WITH 1
+    INCREMENT BY 1
+    NO MINVALUE
+    NO MAXVALUE
+    CACHE 1
+);
+
+
+--
+-- Name: hpts_apiclient_people; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.hpts_apiclient_people (
+    id bigint NOT NULL,
+    apiclient_id bigint NOT NULL,
+    user_id integer NOT NULL
+);
+
+
+--
+-- Name: hpts_apiclient_people_id_seq; Type: SEQUENCE; Schema: public; Owner: -
+--
+
+ALTER TABLE public.hpts_apiclient_people ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTITY (
+    SEQUENCE NAME public.hpts_apiclient_people_id_seq
     START WITH 1
     INCREMENT BY 1
     NO MINVALUE
@@ -2228,6 +2447,30 @@ CREATE TABLE public.journal_line (
 );
 
 ALTER TABLE ONLY public.journal_line FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: journal_seal; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.journal_seal (
+    tenant_id uuid NOT NULL,
+    number bigint NOT NULL,
+    entry_count integer NOT NULL,
+    last_xid xid8 NOT NULL,
+    last_entry_id uuid NOT NULL,
+    leaves bytea NOT NULL,
+    merkle_root bytea NOT NULL,
+    previous_hash bytea NOT NULL,
+    hash bytea NOT NULL,
+    sealed_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    key_id text,
+    signature bytea,
+    CONSTRAINT journal_seal_signature CHECK ((((key_id IS NULL) AND (signature IS NULL)) OR ((key_id IS NOT NULL) AND (signature IS NOT NULL))))
+);
+ALTER TABLE ONLY public.journal_seal ALTER COLUMN leaves SET STORAGE EXTERNAL;
+
+ALTER TABLE ONLY public.journal_seal FORCE ROW LEVEL SECURITY;
 
 
 --
@@ -2331,6 +2574,22 @@ ALTER TABLE public.loan_terms ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDENTI
     NO MAXVALUE
     CACHE 1
 );
+
+
+--
+-- Name: notice; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.notice (
+    tenant_id uuid NOT NULL,
+    created_xid xid8 DEFAULT pg_current_xact_id() NOT NULL,
+    id uuid NOT NULL,
+    event_type text NOT NULL,
+    body text NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL
+);
+
+ALTER TABLE ONLY public.notice FORCE ROW LEVEL SECURITY;
 
 
 --
@@ -2580,6 +2839,24 @@ ALTER TABLE public.program_terms ALTER COLUMN id ADD GENERATED BY DEFAULT AS IDE
 
 
 --
+-- Name: reconciliation_alert; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.reconciliation_alert (
+    tenant_id uuid NOT NULL,
+    id uuid NOT NULL,
+    bank_account_ref text NOT NULL,
+    break_count integer NOT NULL,
+    created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    due_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    attempt smallint DEFAULT 0 NOT NULL,
+    mailed_at timestamp with time zone
+);
+
+ALTER TABLE ONLY public.reconciliation_alert FORCE ROW LEVEL SECURITY;
+
+
+--
 -- Name: reconciliation_break; Type: TABLE; Schema: public; Owner: -
 --
 
@@ -2598,6 +2875,7 @@ CREATE TABLE public.reconciliation_break (
     entry_id uuid,
     sequence smallint,
     opened_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
+    alert_id uuid,
     CONSTRAINT reconciliation_break_amount CHECK ((amount_minor >= 0)),
     CONSTRAINT reconciliation_break_bank_line CHECK ((((number IS NULL) AND (statement_id IS NULL)) OR ((number IS NOT NULL) AND (statement_id IS NOT NULL)))),
     CONSTRAINT reconciliation_break_journal_line CHECK ((((entry_id IS NULL) AND (sequence IS NULL)) OR ((entry_id IS NOT NULL) AND (sequence IS NOT NULL)))),
@@ -2687,7 +2965,10 @@ CREATE TABLE public.tenant (
     currency text NOT NULL,
     timezone text NOT NULL,
     created_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL,
-    CONSTRAINT tenant_currency CHECK ((currency ~ '^[A-Z]{3}$'::text))
+    requests_per_second integer,
+    client_requests_per_second integer,
+    CONSTRAINT tenant_currency CHECK ((currency ~ '^[A-Z]{3}$'::text)),
+    CONSTRAINT tenant_quotas CHECK ((((requests_per_second >= 1) AND (requests_per_second <= 1000000)) AND ((client_requests_per_second >= 1) AND (client_requests_per_second <= 1000000))))
 );
 
 ALTER TABLE ONLY public.tenant FORCE ROW LEVEL SECURITY;
@@ -2712,7 +2993,9 @@ CREATE TABLE public.webhook_delivery (
     finished_at timestamp with time zone,
     status_code smallint,
     error text,
+    notice_id uuid,
     CONSTRAINT webhook_delivery_finished CHECK ((((finished_at IS NOT NULL) AND (state = ANY (ARRAY['succeeded'::text, 'exhausted'::text, 'dead'::text, 'cancelled'::text]))) OR ((NOT (state = ANY (ARRAY['succeeded'::text, 'exhausted'::text, 'dead'::text, 'cancelled'::text]))) AND (finished_at IS NULL)))),
+    CONSTRAINT webhook_delivery_of_one_thing CHECK (((sequence IS NULL) OR (notice_id IS NULL))),
     CONSTRAINT webhook_delivery_state CHECK ((state = ANY (ARRAY['pending'::text, 'leased'::text, 'succeeded'::text, 'exhausted'::text, 'dead'::text, 'cancelled'::text])))
 )
 WITH (autovacuum_vacuum_scale_factor='0', autovacuum_vacuum_threshold='20000', autovacuum_analyze_scale_factor='0.02');
@@ -2765,6 +3048,20 @@ CREATE TABLE public.webhook_event (
 );
 
 ALTER TABLE ONLY public.webhook_event FORCE ROW LEVEL SECURITY;
+
+
+--
+-- Name: webhook_notice; Type: TABLE; Schema: public; Owner: -
+--
+
+CREATE TABLE public.webhook_notice (
+    tenant_id uuid NOT NULL,
+    created_xid xid8 NOT NULL,
+    notice_id uuid NOT NULL,
+    relayed_at timestamp with time zone DEFAULT statement_timestamp() NOT NULL
+);
+
+ALTER TABLE ONLY public.webhook_notice FORCE ROW LEVEL SECURITY;
 
 
 --
@@ -2984,6 +3281,14 @@ ALTER TABLE ONLY public.bank_statement
 
 
 --
+-- Name: client_certificate client_certificate_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.client_certificate
+    ADD CONSTRAINT client_certificate_pkey PRIMARY KEY (tenant_id, thumbprint);
+
+
+--
 -- Name: django_admin_log django_admin_log_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -3048,6 +3353,30 @@ ALTER TABLE ONLY public.hpts_apiclient
 
 
 --
+-- Name: hpts_apiclient hpts_apiclient_of_tenant; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.hpts_apiclient
+    ADD CONSTRAINT hpts_apiclient_of_tenant UNIQUE (tenant_id, client_id);
+
+
+--
+-- Name: hpts_apiclient_people hpts_apiclient_people_apiclient_id_user_id_57103f1a_uniq; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.hpts_apiclient_people
+    ADD CONSTRAINT hpts_apiclient_people_apiclient_id_user_id_57103f1a_uniq UNIQUE (apiclient_id, user_id);
+
+
+--
+-- Name: hpts_apiclient_people hpts_apiclient_people_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.hpts_apiclient_people
+    ADD CONSTRAINT hpts_apiclient_people_pkey PRIMARY KEY (id);
+
+
+--
 -- Name: hpts_apiclient hpts_apiclient_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -3080,6 +3409,22 @@ ALTER TABLE ONLY public.journal_line
 
 
 --
+-- Name: journal_seal journal_seal_by_last_entry; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.journal_seal
+    ADD CONSTRAINT journal_seal_by_last_entry UNIQUE (tenant_id, last_xid, last_entry_id);
+
+
+--
+-- Name: journal_seal journal_seal_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.journal_seal
+    ADD CONSTRAINT journal_seal_pkey PRIMARY KEY (tenant_id, number);
+
+
+--
 -- Name: loan_accrual loan_accrual_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -3109,6 +3454,22 @@ ALTER TABLE ONLY public.loan
 
 ALTER TABLE ONLY public.loan_terms
     ADD CONSTRAINT loan_terms_pkey PRIMARY KEY (tenant_id, loan_id, id);
+
+
+--
+-- Name: notice notice_once; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.notice
+    ADD CONSTRAINT notice_once UNIQUE (tenant_id, id);
+
+
+--
+-- Name: notice notice_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.notice
+    ADD CONSTRAINT notice_pkey PRIMARY KEY (tenant_id, created_xid, id);
 
 
 --
@@ -3248,6 +3609,14 @@ ALTER TABLE ONLY public.program_terms
 
 
 --
+-- Name: reconciliation_alert reconciliation_alert_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_alert
+    ADD CONSTRAINT reconciliation_alert_pkey PRIMARY KEY (tenant_id, id);
+
+
+--
 -- Name: reconciliation_break reconciliation_break_pkey; Type: CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -3325,6 +3694,14 @@ ALTER TABLE ONLY public.webhook_event
 
 ALTER TABLE ONLY public.webhook_event
     ADD CONSTRAINT webhook_event_pkey PRIMARY KEY (tenant_id, sequence);
+
+
+--
+-- Name: webhook_notice webhook_notice_pkey; Type: CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_notice
+    ADD CONSTRAINT webhook_notice_pkey PRIMARY KEY (tenant_id, created_xid, notice_id);
 
 
 --
@@ -3433,6 +3810,13 @@ CREATE INDEX bank_statement_latest ON public.bank_statement USING btree (tenant_
 
 
 --
+-- Name: client_certificate_by_client; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX client_certificate_by_client ON public.client_certificate USING btree (tenant_id, client_id);
+
+
+--
 -- Name: django_admin_log_content_type_id_c4bce8eb; Type: INDEX; Schema: public; Owner: -
 --
 
@@ -3486,6 +3870,20 @@ CREATE INDEX hpts_apiclient_client_secret_65e9ea8a ON public.hpts_apiclient USIN
 --
 
 CREATE INDEX hpts_apiclient_client_secret_65e9ea8a_like ON public.hpts_apiclient USING btree (client_secret varchar_pattern_ops);
+
+
+--
+-- Name: hpts_apiclient_people_apiclient_id_b31c8935; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX hpts_apiclient_people_apiclient_id_b31c8935 ON public.hpts_apiclient_people USING btree (apiclient_id);
+
+
+--
+-- Name: hpts_apiclient_people_user_id_48c59ad3; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX hpts_apiclient_people_user_id_48c59ad3 ON public.hpts_apiclient_people USING btree (user_id);
 
 
 --
@@ -3657,10 +4055,24 @@ CREATE INDEX oauth2_provider_refreshtoken_user_id_da837fce ON public.oauth2_prov
 
 
 --
+-- Name: reconciliation_alert_unsent; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_alert_unsent ON public.reconciliation_alert USING btree (tenant_id, due_at) WHERE (mailed_at IS NULL);
+
+
+--
 -- Name: reconciliation_break_account; Type: INDEX; Schema: public; Owner: -
 --
 
 CREATE INDEX reconciliation_break_account ON public.reconciliation_break USING btree (tenant_id, bank_account_ref);
+
+
+--
+-- Name: reconciliation_break_alerted; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE INDEX reconciliation_break_alerted ON public.reconciliation_break USING btree (tenant_id, alert_id, value_date);
 
 
 --
@@ -3710,6 +4122,13 @@ CREATE INDEX webhook_delivery_due ON public.webhook_delivery USING btree (tenant
 --
 
 CREATE INDEX webhook_delivery_leased ON public.webhook_delivery USING btree (tenant_id, endpoint_id, due_at) WHERE (state = 'leased'::text);
+
+
+--
+-- Name: webhook_delivery_one_per_notice; Type: INDEX; Schema: public; Owner: -
+--
+
+CREATE UNIQUE INDEX webhook_delivery_one_per_notice ON public.webhook_delivery USING btree (tenant_id, endpoint_id, notice_id) WHERE (notice_id IS NOT NULL);
 
 
 --
@@ -3925,6 +4344,24 @@ ALTER TABLE public.bank_statement ENABLE ALWAYS TRIGGER bank_statement_wall;
 
 
 --
+-- Name: client_certificate client_certificate_is_kept; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER client_certificate_is_kept BEFORE INSERT OR DELETE OR UPDATE ON public.client_certificate FOR EACH ROW EXECUTE FUNCTION public.client_certificate_wall();
+
+ALTER TABLE public.client_certificate ENABLE ALWAYS TRIGGER client_certificate_is_kept;
+
+
+--
+-- Name: client_certificate client_certificate_stays; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER client_certificate_stays BEFORE TRUNCATE ON public.client_certificate FOR EACH STATEMENT EXECUTE FUNCTION public.client_certificate_wall();
+
+ALTER TABLE public.client_certificate ENABLE ALWAYS TRIGGER client_certificate_stays;
+
+
+--
 -- Name: gl_account gl_account_identity; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -3997,6 +4434,24 @@ ALTER TABLE public.journal_line ENABLE ALWAYS TRIGGER journal_line_wall;
 
 
 --
+-- Name: journal_seal journal_seal_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER journal_seal_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.journal_seal FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.journal_seal ENABLE ALWAYS TRIGGER journal_seal_append_only;
+
+
+--
+-- Name: journal_seal journal_seal_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER journal_seal_wall BEFORE INSERT ON public.journal_seal FOR EACH ROW EXECUTE FUNCTION public.journal_seal_wall();
+
+ALTER TABLE public.journal_seal ENABLE ALWAYS TRIGGER journal_seal_wall;
+
+
+--
 -- Name: loan_accrual loan_accrual_append_only; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -4060,6 +4515,24 @@ ALTER TABLE public.loan_terms ENABLE ALWAYS TRIGGER loan_terms_append_only;
 
 
 --
+-- Name: notice notice_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER notice_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.notice FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.notice ENABLE ALWAYS TRIGGER notice_append_only;
+
+
+--
+-- Name: notice notice_wall; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER notice_wall BEFORE INSERT ON public.notice FOR EACH ROW EXECUTE FUNCTION public.notice_wall();
+
+ALTER TABLE public.notice ENABLE ALWAYS TRIGGER notice_wall;
+
+
+--
 -- Name: outbox_message outbox_message_append_only; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -4102,6 +4575,24 @@ ALTER TABLE public.program ENABLE ALWAYS TRIGGER program_append_only;
 CREATE TRIGGER program_terms_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.program_terms FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
 
 ALTER TABLE public.program_terms ENABLE ALWAYS TRIGGER program_terms_append_only;
+
+
+--
+-- Name: reconciliation_alert reconciliation_alert_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_alert_identity BEFORE UPDATE OF tenant_id, id, bank_account_ref, break_count, created_at ON public.reconciliation_alert FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_alert ENABLE ALWAYS TRIGGER reconciliation_alert_identity;
+
+
+--
+-- Name: reconciliation_alert reconciliation_alert_never_goes; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER reconciliation_alert_never_goes BEFORE DELETE OR TRUNCATE ON public.reconciliation_alert FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.reconciliation_alert ENABLE ALWAYS TRIGGER reconciliation_alert_never_goes;
 
 
 --
@@ -4195,6 +4686,15 @@ ALTER TABLE public.webhook_delivery ENABLE ALWAYS TRIGGER webhook_delivery_not_e
 
 
 --
+-- Name: webhook_delivery webhook_delivery_notice_identity; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_delivery_notice_identity BEFORE UPDATE OF notice_id ON public.webhook_delivery FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.webhook_delivery ENABLE ALWAYS TRIGGER webhook_delivery_notice_identity;
+
+
+--
 -- Name: webhook_endpoint webhook_endpoint_identity; Type: TRIGGER; Schema: public; Owner: -
 --
 
@@ -4228,6 +4728,15 @@ ALTER TABLE public.webhook_event ENABLE ALWAYS TRIGGER webhook_event_append_only
 CREATE TRIGGER webhook_event_wall BEFORE INSERT ON public.webhook_event FOR EACH ROW EXECUTE FUNCTION public.webhook_event_wall();
 
 ALTER TABLE public.webhook_event ENABLE ALWAYS TRIGGER webhook_event_wall;
+
+
+--
+-- Name: webhook_notice webhook_notice_append_only; Type: TRIGGER; Schema: public; Owner: -
+--
+
+CREATE TRIGGER webhook_notice_append_only BEFORE DELETE OR UPDATE OR TRUNCATE ON public.webhook_notice FOR EACH STATEMENT EXECUTE FUNCTION public.refuse_change();
+
+ALTER TABLE public.webhook_notice ENABLE ALWAYS TRIGGER webhook_notice_append_only;
 
 
 --
@@ -4407,6 +4916,14 @@ ALTER TABLE ONLY public.bank_statement_line
 
 
 --
+-- Name: client_certificate client_certificate_client; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.client_certificate
+    ADD CONSTRAINT client_certificate_client FOREIGN KEY (tenant_id, client_id) REFERENCES public.hpts_apiclient(tenant_id, client_id);
+
+
+--
 -- Name: django_admin_log django_admin_log_content_type_id_c4bce8eb_fk_django_co; Type: FK CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -4431,6 +4948,22 @@ ALTER TABLE ONLY public.gl_account
 
 
 --
+-- Name: hpts_apiclient_people hpts_apiclient_peopl_apiclient_id_b31c8935_fk_hpts_apic; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.hpts_apiclient_people
+    ADD CONSTRAINT hpts_apiclient_peopl_apiclient_id_b31c8935_fk_hpts_apic FOREIGN KEY (apiclient_id) REFERENCES public.hpts_apiclient(id) DEFERRABLE INITIALLY DEFERRED;
+
+
+--
+-- Name: hpts_apiclient_people hpts_apiclient_people_user_id_48c59ad3_fk_auth_user_id; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.hpts_apiclient_people
+    ADD CONSTRAINT hpts_apiclient_people_user_id_48c59ad3_fk_auth_user_id FOREIGN KEY (user_id) REFERENCES public.auth_user(id) DEFERRABLE INITIALLY DEFERRED;
+
+
+--
 -- Name: hpts_apiclient hpts_apiclient_user_id_a52c38be_fk_auth_user_id; Type: FK CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -4452,6 +4985,22 @@ ALTER TABLE ONLY public.journal_entry
 
 ALTER TABLE ONLY public.journal_entry
     ADD CONSTRAINT journal_entry_settles FOREIGN KEY (tenant_id, settles_entry_id) REFERENCES public.journal_entry(tenant_id, id);
+
+
+--
+-- Name: journal_seal journal_seal_last_entry; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.journal_seal
+    ADD CONSTRAINT journal_seal_last_entry FOREIGN KEY (tenant_id, last_xid, last_entry_id) REFERENCES public.outbox_message(tenant_id, created_xid, entry_id);
+
+
+--
+-- Name: journal_seal journal_seal_tenant; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.journal_seal
+    ADD CONSTRAINT journal_seal_tenant FOREIGN KEY (tenant_id) REFERENCES public.tenant(id);
 
 
 --
@@ -4484,6 +5033,14 @@ ALTER TABLE ONLY public.loan_terms
 
 ALTER TABLE ONLY public.loan_terms
     ADD CONSTRAINT loan_terms_loan FOREIGN KEY (tenant_id, loan_id) REFERENCES public.loan(tenant_id, id);
+
+
+--
+-- Name: notice notice_tenant; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.notice
+    ADD CONSTRAINT notice_tenant FOREIGN KEY (tenant_id) REFERENCES public.tenant(id);
 
 
 --
@@ -4607,11 +5164,27 @@ ALTER TABLE ONLY public.program_terms
 
 
 --
+-- Name: reconciliation_alert reconciliation_alert_account; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_alert
+    ADD CONSTRAINT reconciliation_alert_account FOREIGN KEY (tenant_id, bank_account_ref) REFERENCES public.bank_account(tenant_id, ref);
+
+
+--
 -- Name: reconciliation_break reconciliation_break_account; Type: FK CONSTRAINT; Schema: public; Owner: -
 --
 
 ALTER TABLE ONLY public.reconciliation_break
     ADD CONSTRAINT reconciliation_break_account FOREIGN KEY (tenant_id, bank_account_ref) REFERENCES public.bank_account(tenant_id, ref);
+
+
+--
+-- Name: reconciliation_break reconciliation_break_alert; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.reconciliation_break
+    ADD CONSTRAINT reconciliation_break_alert FOREIGN KEY (tenant_id, alert_id) REFERENCES public.reconciliation_alert(tenant_id, id);
 
 
 --
@@ -4679,6 +5252,14 @@ ALTER TABLE ONLY public.webhook_delivery
 
 
 --
+-- Name: webhook_delivery webhook_delivery_notice; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_delivery
+    ADD CONSTRAINT webhook_delivery_notice FOREIGN KEY (tenant_id, notice_id) REFERENCES public.notice(tenant_id, id);
+
+
+--
 -- Name: webhook_endpoint webhook_endpoint_tenant; Type: FK CONSTRAINT; Schema: public; Owner: -
 --
 
@@ -4692,6 +5273,14 @@ ALTER TABLE ONLY public.webhook_endpoint
 
 ALTER TABLE ONLY public.webhook_event
     ADD CONSTRAINT webhook_event_message FOREIGN KEY (tenant_id, created_xid, entry_id) REFERENCES public.outbox_message(tenant_id, created_xid, entry_id);
+
+
+--
+-- Name: webhook_notice webhook_notice_notice; Type: FK CONSTRAINT; Schema: public; Owner: -
+--
+
+ALTER TABLE ONLY public.webhook_notice
+    ADD CONSTRAINT webhook_notice_notice FOREIGN KEY (tenant_id, created_xid, notice_id) REFERENCES public.notice(tenant_id, created_xid, id);
 
 
 --
@@ -4864,6 +5453,19 @@ CREATE POLICY bank_statement_tenant ON public.bank_statement USING ((tenant_id =
 
 
 --
+-- Name: client_certificate; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.client_certificate ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: client_certificate client_certificate_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY client_certificate_tenant ON public.client_certificate USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: gl_account; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -4913,6 +5515,19 @@ ALTER TABLE public.journal_line ENABLE ROW LEVEL SECURITY;
 --
 
 CREATE POLICY journal_line_tenant ON public.journal_line USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: journal_seal; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.journal_seal ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: journal_seal journal_seal_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY journal_seal_tenant ON public.journal_seal USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
 
 
 --
@@ -4968,6 +5583,19 @@ CREATE POLICY loan_terms_tenant ON public.loan_terms USING ((tenant_id = (NULLIF
 
 
 --
+-- Name: notice; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.notice ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: notice notice_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY notice_tenant ON public.notice USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: outbox_message; Type: ROW SECURITY; Schema: public; Owner: -
 --
 
@@ -5017,6 +5645,19 @@ ALTER TABLE public.program_terms ENABLE ROW LEVEL SECURITY;
 --
 
 CREATE POLICY program_terms_tenant ON public.program_terms USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
+-- Name: reconciliation_alert; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.reconciliation_alert ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: reconciliation_alert reconciliation_alert_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY reconciliation_alert_tenant ON public.reconciliation_alert USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
 
 
 --
@@ -5131,6 +5772,19 @@ CREATE POLICY webhook_event_tenant ON public.webhook_event USING ((tenant_id = (
 
 
 --
+-- Name: webhook_notice; Type: ROW SECURITY; Schema: public; Owner: -
+--
+
+ALTER TABLE public.webhook_notice ENABLE ROW LEVEL SECURITY;
+
+--
+-- Name: webhook_notice webhook_notice_tenant; Type: POLICY; Schema: public; Owner: -
+--
+
+CREATE POLICY webhook_notice_tenant ON public.webhook_notice USING ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid)) WITH CHECK ((tenant_id = (NULLIF(current_setting('hpts.tenant_id'::text, true), ''::text))::uuid));
+
+
+--
 -- Name: SCHEMA public; Type: ACL; Schema: -; Owner: -
 --
 
@@ -5225,6 +5879,15 @@ GRANT ALL ON FUNCTION public.loan_interest(p_tenant uuid, p_loan uuid, p_through
 
 
 --
+-- Name: FUNCTION merkle_root(p_leaves bytea); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.merkle_root(p_leaves bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.merkle_root(p_leaves bytea) TO hpts_app;
+GRANT ALL ON FUNCTION public.merkle_root(p_leaves bytea) TO hpts_readonly;
+
+
+--
 -- Name: PROCEDURE never_goes(VARIADIC tables text[]); Type: ACL; Schema: public; Owner: -
 --
 
@@ -5253,6 +5916,33 @@ GRANT ALL ON FUNCTION public.record_posting(p_entries text, p_key text, p_finger
 
 REVOKE ALL ON FUNCTION public.roll_up_accounts(p_entries integer, p_lines bigint) FROM PUBLIC;
 GRANT ALL ON FUNCTION public.roll_up_accounts(p_entries integer, p_lines bigint) TO hpts_app;
+
+
+--
+-- Name: FUNCTION seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea) TO hpts_app;
+GRANT ALL ON FUNCTION public.seal_hash(p_tenant uuid, p_number bigint, p_count integer, p_root bytea, p_previous bytea) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid) FROM PUBLIC;
+GRANT ALL ON FUNCTION public.seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid) TO hpts_app;
+GRANT ALL ON FUNCTION public.seal_leaves(p_tenant uuid, p_after_xid xid8, p_after uuid, p_xid xid8, p_through uuid) TO hpts_readonly;
+
+
+--
+-- Name: FUNCTION seal_work(); Type: ACL; Schema: public; Owner: -
+--
+
+REVOKE ALL ON FUNCTION public.seal_work() FROM PUBLIC;
+GRANT ALL ON FUNCTION public.seal_work() TO hpts_app;
+GRANT ALL ON FUNCTION public.seal_work() TO hpts_readonly;
 
 
 --
@@ -5491,6 +6181,27 @@ GRANT SELECT ON TABLE public.bank_statement_line TO hpts_readonly;
 
 
 --
+-- Name: TABLE client_certificate; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.client_certificate TO hpts_app;
+
+
+--
+-- Name: COLUMN client_certificate.retired_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(retired_at) ON TABLE public.client_certificate TO hpts_app;
+
+
+--
+-- Name: COLUMN client_certificate.retired_reason; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(retired_reason) ON TABLE public.client_certificate TO hpts_app;
+
+
+--
 -- Name: TABLE django_admin_log; Type: ACL; Schema: public; Owner: -
 --
 
@@ -5548,6 +6259,13 @@ GRANT SELECT,INSERT,DELETE,UPDATE ON TABLE public.hpts_apiclient TO hpts_app;
 
 
 --
+-- Name: TABLE hpts_apiclient_people; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT,DELETE ON TABLE public.hpts_apiclient_people TO hpts_app;
+
+
+--
 -- Name: TABLE idempotency_key; Type: ACL; Schema: public; Owner: -
 --
 
@@ -5569,6 +6287,14 @@ GRANT SELECT ON TABLE public.journal_entry TO hpts_readonly;
 
 GRANT SELECT ON TABLE public.journal_line TO hpts_app;
 GRANT SELECT ON TABLE public.journal_line TO hpts_readonly;
+
+
+--
+-- Name: TABLE journal_seal; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.journal_seal TO hpts_app;
+GRANT SELECT ON TABLE public.journal_seal TO hpts_readonly;
 
 
 --
@@ -5653,6 +6379,14 @@ GRANT SELECT ON TABLE public.loan_terms TO hpts_readonly;
 
 
 --
+-- Name: TABLE notice; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.notice TO hpts_app;
+GRANT SELECT ON TABLE public.notice TO hpts_readonly;
+
+
+--
 -- Name: TABLE oauth2_provider_accesstoken; Type: ACL; Schema: public; Owner: -
 --
 
@@ -5717,6 +6451,35 @@ GRANT SELECT ON TABLE public.program TO hpts_readonly;
 
 GRANT SELECT,INSERT ON TABLE public.program_terms TO hpts_app;
 GRANT SELECT ON TABLE public.program_terms TO hpts_readonly;
+
+
+--
+-- Name: TABLE reconciliation_alert; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.reconciliation_alert TO hpts_app;
+GRANT SELECT ON TABLE public.reconciliation_alert TO hpts_readonly;
+
+
+--
+-- Name: COLUMN reconciliation_alert.due_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(due_at) ON TABLE public.reconciliation_alert TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_alert.attempt; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(attempt) ON TABLE public.reconciliation_alert TO hpts_app;
+
+
+--
+-- Name: COLUMN reconciliation_alert.mailed_at; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(mailed_at) ON TABLE public.reconciliation_alert TO hpts_app;
 
 
 --
@@ -5942,6 +6705,14 @@ GRANT UPDATE(paused_until) ON TABLE public.webhook_endpoint TO hpts_app;
 
 GRANT SELECT,INSERT ON TABLE public.webhook_event TO hpts_app;
 GRANT SELECT ON TABLE public.webhook_event TO hpts_readonly;
+
+
+--
+-- Name: TABLE webhook_notice; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT SELECT,INSERT ON TABLE public.webhook_notice TO hpts_app;
+GRANT SELECT ON TABLE public.webhook_notice TO hpts_readonly;
 
 
 --

@@ -1,4 +1,4 @@
-"""The clients in the admin: to look at and to switch off. `create_client` makes new ones and shows the secret."""
+"""The clients in the admin: to look at, to switch off, and who may read through them. `create_client` makes new ones."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ for model in (ApiClient, AccessToken, Grant, IDToken, RefreshToken):
 class ApiClientAdmin(admin.ModelAdmin):  # type: ignore[type-arg]
     list_display = ("client_id", "name", "tenant_id", "allowed_scopes", "created", "disabled_at")
     search_fields = ("=client_id", "=tenant_id")
-    fields = (*list_display, "certificate_thumbprints")
-    readonly_fields = fields
+    fields = (*list_display, "redirect_uris", "people")
+    readonly_fields = (*list_display, "redirect_uris")
+    filter_horizontal = ("people",)
     show_full_result_count = False
     actions = ("disable", "enable")
 

@@ -7,6 +7,7 @@ says where to look for a key. Which tenant's rows a Principal reaches is `hpts/t
 from __future__ import annotations
 
 import hashlib
+import hmac
 import json
 import logging
 import re
@@ -15,7 +16,7 @@ import time
 import urllib.request
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from http.client import HTTPException
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -29,7 +30,8 @@ from rest_framework.authentication import BaseAuthentication
 from rest_framework.permissions import BasePermission
 from rest_framework.request import Request
 
-from hpts import oauth
+from hpts import certificates, oauth
+from hpts.doors import PARTNER, Shown, shown
 from hpts.models import ApiClient
 from hpts.problems import InsufficientScope, InvalidToken
 
@@ -52,6 +54,7 @@ MAX_JWKS_BYTES = 256 * 1024
 
 BEARER = re.compile(r"(?i:bearer) ([A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+)", re.ASCII)
 TOKEN_TYPES = ("at+jwt", "application/at+jwt")
+THUMBPRINT = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 # A header that brings a key, points to one, or changes how the token is to be read.
 REFUSED_HEADERS = frozenset({"jku", "jwk", "x5u", "x5c", "crit", "b64", "zip", "enc"})
 # The first algorithm of a key type is the one of a key that names none.
@@ -60,12 +63,13 @@ ALGORITHMS = {"RSA": ("RS256", "PS256"), "EC": ("ES256",)}
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """The caller behind a verified token. `tenant_id` is a lower-case UUID."""
+    """The caller behind a verified token. `tenant_id` is a lower-case UUID; `bound_to` a certificate's thumbprint."""
 
     tenant_id: str
     subject: str
     client_id: str
     scopes: frozenset[str]
+    bound_to: str | None = None
 
     is_authenticated: ClassVar[bool] = True
 
@@ -215,16 +219,34 @@ def _principal(claims: dict[str, Any]) -> tuple[Principal, int]:
     if not _is_for_us(claims.get("aud")):
         raise InvalidToken("The token is for another audience.")
     expires_at = _check_times(claims)
-    # Until certificates arrive with the request, a token that is bound to one cannot be used.
-    if "cnf" in claims:
-        raise InvalidToken("The token is bound to a client certificate that was not presented.")
     tenant_id, scope = claims.get("tenant_id"), claims.get("scope", "")
     if not isinstance(tenant_id, str) or not oauth.UUID.fullmatch(tenant_id):
         raise InvalidToken("The token's tenant_id is missing or not a UUID.")
     if not isinstance(scope, str):
         raise InvalidToken("The token's scope is not a string.")
     subject, client_id, _ = (_name(claims, claim) for claim in ("sub", "client_id", "jti"))
-    return Principal(tenant_id.lower(), subject, client_id, frozenset(scope.split(" ")) - {""}), expires_at
+    scopes = frozenset(scope.split(" ")) - {""}
+    return Principal(tenant_id.lower(), subject, client_id, scopes, _binding(claims)), expires_at
+
+
+def _binding(claims: dict[str, Any]) -> str | None:
+    """RFC 8705 3.1: the thumbprint of the certificate that has to come with the token. Another way of binding is refused."""
+    if "cnf" not in claims:
+        return None
+    confirmation = claims["cnf"]
+    bound_to = confirmation.get("x5t#S256") if isinstance(confirmation, dict) and len(confirmation) == 1 else None
+    if not isinstance(bound_to, str) or not THUMBPRINT.fullmatch(bound_to):
+        raise InvalidToken("The token is bound in a way that is not known here.")
+    return bound_to
+
+
+def _check_binding(principal: Principal, at: Shown) -> None:
+    """Asked at each use of a token, cached or not: a stolen one is nothing without the key of its certificate."""
+    if principal.bound_to is None:
+        if at.door == PARTNER:
+            raise InvalidToken("The partner host takes tokens alone that are bound to a client certificate.")
+    elif at.certificate is None or not hmac.compare_digest(principal.bound_to, at.certificate):
+        raise InvalidToken("The token is bound to a client certificate that was not presented.")
 
 
 def _is_for_us(audience: object) -> bool:
@@ -267,18 +289,21 @@ def _name(claims: dict[str, Any], claim: str) -> str:
 def _admitted(principal: Principal) -> Principal:
     """The Principal with the scopes that it still has: asked of the tables once per token and minute."""
     if not settings.JWKS_URL:
-        granted = (
-            ApiClient.objects.filter(client_id=principal.client_id, tenant_id=principal.tenant_id, disabled_at=None)
-            .values_list("allowed_scopes", flat=True)
-            .first()
-        )
-        if granted is None:
+        client = ApiClient.objects.filter(
+            client_id=principal.client_id, tenant_id=principal.tenant_id, disabled_at=None
+        ).first()
+        if client is None:
             raise InvalidToken("The token's client is unknown or disabled.")
-        allowed = granted.split()
+        if principal.subject != principal.client_id and not oauth.may_read(client, principal.subject):
+            raise InvalidToken("The token's person may no longer read through this client.")
+        allowed = client.allowed_scopes.split()
         scopes = frozenset(scope for scope in principal.scopes if oauth.covers(allowed, scope))
-        principal = Principal(principal.tenant_id, principal.subject, principal.client_id, scopes)
+        principal = replace(principal, scopes=scopes)
     if not oauth.tenant_is_known(principal.tenant_id):
         raise InvalidToken("The token's tenant is unknown or suspended.")
+    bound_to = principal.bound_to
+    if bound_to is not None and not certificates.stands_for(principal.tenant_id, principal.client_id, bound_to):
+        raise InvalidToken("The token's certificate does not stand for its client, or does no longer.")
     return principal
 
 
@@ -289,13 +314,15 @@ class VerifiedTokens:
         self._entries: OrderedDict[bytes, tuple[float, float, Principal]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def principal(self, token: str) -> Principal:
+    def principal(self, token: str, at: Shown = Shown()) -> Principal:  # noqa: B008 (a constant)
         """Raises InvalidToken. A clock that was set back makes entries unused, never longer valid."""
         digest, now = hashlib.sha256(token.encode()).digest(), time.time()
         entry = self._entries.get(digest)
         if entry is not None and entry[0] <= now < entry[1]:
+            _check_binding(entry[2], at)
             return entry[2]
         principal, expires_at = verify(token)
+        _check_binding(principal, at)
         principal = _admitted(principal)
         with self._lock:
             self._entries.pop(digest, None)
@@ -320,7 +347,7 @@ class BearerToken(BaseAuthentication):
         match = BEARER.fullmatch(request.META.get("HTTP_AUTHORIZATION", ""))
         if match is None or len(match[1]) > MAX_TOKEN_LENGTH:
             raise InvalidToken("Send one Authorization header: Bearer and an access token.")
-        return verified_tokens.principal(match[1]), None
+        return verified_tokens.principal(match[1], shown(request.META)), None
 
     def authenticate_header(self, request: Request) -> str:
         return "Bearer"

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import logging
+import logging.config
 import os
+import time
+from contextlib import AbstractContextManager
+from typing import Any
 
-from celery import Celery
-from celery.signals import beat_init, worker_init
+from celery import Celery, Task
+from celery.signals import beat_init, setup_logging, task_postrun, task_prerun, worker_init
 from django.conf import settings
+from kombu.entity import Queue
 
-from hpts import walls
+from hpts import logs, metrics, walls
 
 os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 
+SEALS = "seals"
 BEAT_SCHEDULE: dict[str, dict[str, object]] = {
     # Often, because it is also what finds a run that its workers left.
     "accrue_due": {"task": "ledger.accrue_due", "schedule": 15.0},
+    # A queue of its own: what fills the other one does not keep history from being sealed.
+    "seal_journals": {"task": "ledger.seal_journals", "schedule": 5.0, "options": {"queue": SEALS, "expires": 10.0}},
     # What is not rolled up yet is read line by line: seldom more than this long's postings.
     "roll up accounts": {"task": "ledger.roll_up_accounts", "schedule": 2.0},
     # Each tenant's night comes at its own midnight; the table of runs says which one is due.
     "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
     "proof": {"task": "reconciliation.prove_books", "schedule": 600.0},
+    "alerts": {"task": "reconciliation.mail_alerts", "schedule": 30.0, "options": {"expires": 30.0}},
     "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
 }
 
@@ -41,9 +51,53 @@ app.conf.update(
         "interval_step": 0.1,
         "interval_max": 0.1,
     },
+    # A worker takes from both in turn, unless it is told otherwise.
+    task_queues=(Queue("celery"), Queue(SEALS)),  # type: ignore[no-untyped-call]
     timezone="UTC",
     beat_schedule=BEAT_SCHEDULE,
 )
 app.autodiscover_tasks()
 worker_init.connect(walls.watch_role)
 beat_init.connect(walls.watch_role)
+
+logger = logging.getLogger("hpts.task")
+# The tasks that run now, in this process: when they began, and the members of their lines.
+_running: dict[str, tuple[float, AbstractContextManager[None]]] = {}
+# Their spans, where there are traces; what is not asked for is not loaded.
+_spans: dict[str, Any] = {}
+
+
+def configure_logs(**_: Any) -> None:
+    """The settings' logs, and not Celery's own."""
+    logging.config.dictConfig(settings.LOGGING)
+
+
+def begin(task_id: str, task: Task, args: Any = (), **_: Any) -> None:
+    # By convention of all tasks the tenant comes first.
+    tenant = {"tenant_id": args[0]} if args else {}
+    members = logs.about(task=task.name, task_id=task_id, correlation_id=task_id, **tenant)
+    members.__enter__()
+    _running[task_id] = (time.monotonic(), members)
+    if settings.OTLP_ENDPOINT:
+        from hpts import tracing
+
+        _spans[task_id] = tracing.begin_task(task.name, task_id)
+
+
+def end(task_id: str, task: Task, state: str | None = None, **_: Any) -> None:
+    """The line and the figures of a task; its error, when there is one, has been logged by Celery."""
+    began, members = _running.pop(task_id)
+    seconds = time.monotonic() - began
+    metrics.TASKS.labels(task.name, state or "UNKNOWN").inc()
+    metrics.TASK_DURATION.labels(task.name).observe(seconds)
+    logger.info("task", extra={"members": {"status": state, "duration_ms": round(seconds * 1_000, 2)}})
+    members.__exit__(None, None, None)
+    if task_id in _spans:
+        from hpts import tracing
+
+        tracing.end_task(_spans.pop(task_id), state or "UNKNOWN")
+
+
+setup_logging.connect(configure_logs)
+task_prerun.connect(begin)
+task_postrun.connect(end)

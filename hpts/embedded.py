@@ -120,27 +120,44 @@ def publication(path: Path) -> Iterator[Callable[[dict[str, str]], None]]:
 
 # --- Secrets ---------------------------------------------------------------------------------------------------------
 
+_PASSWORDS = tuple(f"{kind}_password" for kind in ("superuser", "owner", "app", "readonly", "redis"))
+
 
 def _secrets(state: Path) -> dict[str, str]:
     """Passwords and keys of this state directory, made at the first call."""
     path = state / "secrets.json"
     with locked(state / "secrets.lock"):
         made: dict[str, str] = json.loads(path.read_text()) if path.exists() else {}
-        if not made:
-            names = ("superuser", "owner", "app", "readonly", "redis")
-            made = {f"{name}_password": secrets.token_hex(24) for name in names}
-            made |= {"HPTS_SECRET_KEY": secrets.token_urlsafe(48), "HPTS_SIGNING_KEY": _signing_key()}
-        if "HPTS_WEBHOOK_KEYS" not in made:  # Of a state directory from before there were webhooks, too.
-            made["HPTS_WEBHOOK_KEYS"] = secrets.token_urlsafe(48)
+        # All of a new directory; of one from an earlier release what it did not know.
+        missing = {name: secrets.token_hex(24) for name in _PASSWORDS if name not in made}
+        missing |= {name: make() for name, make in _application_keys().items() if name not in made}
+        if missing:
+            made |= missing
             write_private(path, json.dumps(made, indent=1))
         return made
+
+
+def _application_keys() -> dict[str, Callable[[], str]]:
+    """How each of the application's own keys is made."""
+
+    def words() -> str:
+        return secrets.token_urlsafe(48)
+
+    return {
+        "HPTS_SECRET_KEY": words,
+        "HPTS_SIGNING_KEY": _signing_key,
+        "HPTS_WEBHOOK_KEYS": words,
+        "HPTS_PROXY_SECRET": words,
+        "HPTS_SEAL_KEY": _seal_key,
+    }
 
 
 def application_secrets(state: Path) -> dict[str, str]:
     """The variables that hold the application's own keys, made at the first call."""
     made = _secrets(state)
-    names = ("HPTS_SECRET_KEY", "HPTS_SIGNING_KEY", "HPTS_WEBHOOK_KEYS")
-    return {name: made[name] for name in names} | {"HPTS_DEVELOPMENT": "1"}
+    # Quotas that nobody meets by hand, and that every answer tells.
+    development = {"HPTS_DEVELOPMENT": "1", "HPTS_TENANT_REQUESTS_PER_SECOND": "100000"}
+    return {name: made[name] for name in _application_keys()} | development
 
 
 def role_passwords(state: Path) -> dict[str, str]:
@@ -156,6 +173,17 @@ def _signing_key() -> str:
 
     key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return pem.decode()
+
+
+def _seal_key() -> str:
+    """A new Ed25519 key (PEM) for the heads of sealed history."""
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    pem = Ed25519PrivateKey.generate().private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
     return pem.decode()
 
 

@@ -24,6 +24,7 @@ from msgspec import UNSET, UnsetType
 from hpts.problems import FieldProblem, MalformedJSON, ValidationFailed
 
 MAX_MINOR = 9_223_372_036_854_775_807
+MAX_DEPTH = 32
 CURRENCIES = frozenset(currency.code for currency in ISOCurrency)
 # C0 and C1 controls, DEL, lone surrogates: nothing that a person can see, and PostgreSQL refuses some of it.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -408,16 +409,28 @@ def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
     return members
 
 
+def _deeper_than(levels: int, value: object) -> bool:
+    if isinstance(value, dict):
+        return levels == 0 or any(_deeper_than(levels - 1, each) for each in value.values())
+    if isinstance(value, list):
+        return levels == 0 or any(_deeper_than(levels - 1, each) for each in value)
+    return False
+
+
 _decoder = json.JSONDecoder(object_pairs_hook=_members, parse_constant=_refuse)
 
 
 def read_json(body: bytes) -> object:
-    """One JSON document, UTF-8 without byte-order mark, no member twice, no NaN. Raises MalformedJSON."""
+    """One JSON document, UTF-8 without byte-order mark, no member twice, no NaN, 32 levels deep at most. Raises MalformedJSON."""
     try:
         text = body.decode("utf-8")
         if text.startswith("\ufeff"):
             raise _Refused("a byte-order mark comes first")
-        return _decoder.decode(text)
+        value = _decoder.decode(text)
+        # Most bodies have too few brackets to be deep.
+        if text.count("[") + text.count("{") > MAX_DEPTH and _deeper_than(MAX_DEPTH, value):
+            raise _Refused(f"it is more than {MAX_DEPTH} levels deep")
+        return value
     except _Refused as error:
         raise MalformedJSON(f"The body is not JSON that can be accepted: {error}.") from None
     except (ValueError, RecursionError):

@@ -13,6 +13,7 @@ from django.db import connections
 from django.db.migrations.executor import MigrationExecutor
 from django.http import HttpRequest, HttpResponse
 
+from hpts.metrics import Reading
 from hpts.openapi import operation
 from hpts.rendering import answer
 from hpts.views import only_get
@@ -87,6 +88,31 @@ def _outbox() -> None:
         )
         if cursor.fetchone()[0]:
             raise RuntimeError("A writing transaction is older than a minute.")
+
+
+def gauges() -> list[Reading]:
+    """The application's own connections: what they do, who waits for a lock, since when the oldest transaction runs."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute(
+            """SELECT coalesce(state, 'unknown'), count(*), count(*) FILTER (WHERE wait_event_type = 'Lock'),
+                      coalesce(extract(epoch FROM clock_timestamp() - min(xact_start)), 0)::float8
+               FROM pg_stat_activity
+               WHERE datname = current_database() AND backend_type = 'client backend' AND pid <> pg_backend_pid()
+               GROUP BY 1"""
+        )
+        rows = cursor.fetchall()
+    return [
+        *(
+            Reading("hpts_database_connections", "Connections by state.", count, {"state": state})
+            for state, count, _, _ in rows
+        ),
+        Reading("hpts_database_lock_waiters", "Connections that wait for a lock.", sum(row[2] for row in rows)),
+        Reading(
+            "hpts_database_oldest_transaction_seconds",
+            "Since when the oldest open transaction runs.",
+            max((row[3] for row in rows), default=0.0),
+        ),
+    ]
 
 
 CHECKS: dict[str, Callable[[], None]] = {

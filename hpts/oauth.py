@@ -1,7 +1,8 @@
-"""The token issuer: clients of one tenant exchange their secret for signed access tokens (RFC 6749, 9068, 8414).
+"""The token issuer: signed access tokens for clients of one tenant, and for people through them (RFC 6749, 7636, 9068).
 
-django-oauth-toolkit authenticates the client and speaks the protocol; what is ours is the token's content, the scopes
-and what is kept at rest. Whether a token is accepted is `hpts/auth.py`'s question, never asked here.
+A client proves itself by its secret, or at the partner host by its certificate (RFC 8705); a person signs in.
+django-oauth-toolkit speaks the protocol; what is ours is the token's content, the scopes and what is kept at rest.
+Whether a token is accepted is `hpts/auth.py`'s question, never asked here.
 """
 
 from __future__ import annotations
@@ -15,26 +16,41 @@ import time
 from collections.abc import Collection, Iterable
 from functools import lru_cache
 from typing import Any, NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 import jwt
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
 from django.conf import settings
 from django.contrib.auth.hashers import PBKDF2PasswordHasher
+from django.contrib.auth.models import AbstractBaseUser
 from django.core.exceptions import ImproperlyConfigured, SuspiciousOperation
 from django.http import Http404, HttpRequest, HttpResponse, JsonResponse
 from django.urls import path
+from django.utils import timezone
 from django.utils.module_loading import import_string
 from django.utils.text import slugify
 from django.views.decorators.csrf import csrf_exempt
 from django.views.decorators.debug import sensitive_post_parameters
+from oauth2_provider.models import Grant
 from oauth2_provider.oauth2_backends import OAuthLibCore, get_oauthlib_core
 from oauth2_provider.oauth2_validators import OAuth2Validator
 from oauth2_provider.scopes import BaseScopes
+from oauth2_provider.views import AuthorizationView
 from oauthlib.common import Request as TokenRequest
+from oauthlib.common import add_params_to_uri
+from oauthlib.oauth2 import (
+    AccessDeniedError,
+    AuthorizationCodeGrant,
+    AuthorizationEndpoint,
+    BearerToken,
+    ClientCredentialsGrant,
+    TokenEndpoint,
+)
+from oauthlib.oauth2.rfc6749.grant_types.authorization_code import code_challenge_method_s256
 
-from hpts import problems
+from hpts import certificates, problems
+from hpts.doors import PARTNER, shown
 from hpts.models import ApiClient
 
 # The scope catalogue: the only list of scopes and of what each of them allows.
@@ -58,9 +74,12 @@ SCOPES: dict[str, str] = {
     "hpts:reconciliation:read": "Read reconciliation reports",
     ADMIN + "*": "Administrative operations",
 } | {ADMIN + area: description for area, description in ADMIN_AREAS.items()}
+# What a person may do through a client: look.
+READ_SCOPES = ("hpts:ledger:read", "hpts:balances:read")
 
 UUID = re.compile(r"[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}", re.ASCII)
 CLIENT_ID = re.compile(r"[A-Za-z0-9._~-]{1,255}", re.ASCII)
+PERSON = re.compile(r"[1-9][0-9]{0,17}", re.ASCII)
 MAX_TOKEN_REQUEST_BYTES = 16 * 1024
 MINIMUM_RSA_BITS = 2048
 
@@ -124,12 +143,18 @@ def _base64url_int(number: int) -> str:
 
 # --- What django-oauth-toolkit is told (OAUTH2_PROVIDER in the settings) ---------------------------------------------
 def access_token(request: TokenRequest) -> str:
-    """An RFC 9068 token for the client that the request was authenticated as; its subject is the client itself."""
+    """An RFC 9068 token for the client that the request was authenticated as; its subject is the person, or the client.
+
+    Bound to the certificate that the client has shown, when it has shown one (RFC 8705 3.1).
+    """
     client, keys, now = request.client, signing_keys(), int(time.time())
+    # oauthlib lets a form's own members `user` and the like through as text: a person is only whom a code was given for.
+    person = request.user if isinstance(request.user, AbstractBaseUser) else None
+    certificate = shown(request.headers).certificate
     claims = {
         "iss": settings.ISSUER,
         "aud": settings.AUDIENCE,
-        "sub": client.client_id,
+        "sub": client.client_id if person is None else str(person.pk),
         "client_id": client.client_id,
         "tenant_id": str(client.tenant_id),
         "scope": " ".join(request.scopes),
@@ -137,7 +162,7 @@ def access_token(request: TokenRequest) -> str:
         "nbf": now,
         "exp": now + request.expires_in,
         "jti": secrets.token_urlsafe(16),
-    }
+    } | ({"cnf": {"x5t#S256": certificate}} if certificate else {})
     return jwt.encode(claims, keys.private, "RS256", headers={"typ": "at+jwt", "kid": keys.kid})
 
 
@@ -165,11 +190,86 @@ class ClientValidator(OAuth2Validator):  # type: ignore[misc]
         return super()._load_application(client_id, request) if CLIENT_ID.fullmatch(client_id or "") else None
 
     def authenticate_client(self, request: TokenRequest, *args: Any, **kwargs: Any) -> bool:
+        sent_secret = "HTTP_AUTHORIZATION" in request.headers or request.client_secret
+        if sent_secret or shown(request.headers).certificate is None:
+            proven = super().authenticate_client(request)
+        else:
+            proven = self._load_application(request.client_id, request) is not None
         # A body that names another client than the Authorization header is not that client's request.
-        return super().authenticate_client(request) and request.client_id in (None, "", request.client.client_id)
+        return proven and request.client_id in (None, "", request.client.client_id) and _at_its_door(request)
+
+    def authenticate_client_id(self, client_id: str, request: TokenRequest, *args: Any, **kwargs: Any) -> bool:
+        """A public client proves nothing but that it began the sign-in (PKCE): no partner does it like that."""
+        return super().authenticate_client_id(client_id, request) and _at_its_door(request)
+
+    def save_authorization_code(
+        self, client_id: str, code: Any, request: TokenRequest, *args: Any, **kwargs: Any
+    ) -> None:
+        if not may_read(request.client, str(request.user.pk)):
+            raise AccessDeniedError(request=request, state=request.state)
+        Grant.objects.filter(application=request.client, expires__lt=timezone.now()).delete()
+        super().save_authorization_code(client_id, code, request)
+
+    def validate_code(self, client_id: str, code: str, client: ApiClient, request: TokenRequest, *args: Any) -> bool:
+        """Take the code away from the table: whoever comes first has it, and a wrong verifier is not tried twice."""
+        grant = Grant.objects.filter(code=code, application=client).select_related("user").first()
+        if grant is None or not Grant.objects.filter(pk=grant.pk).delete()[0] or grant.is_expired():
+            return False
+        request.taken, request.user, request.scopes = grant, grant.user, grant.scope.split()
+        return True
+
+    def get_code_challenge(self, code: str, request: TokenRequest) -> str | None:
+        return request.taken.code_challenge or None
+
+    def get_code_challenge_method(self, code: str, request: TokenRequest) -> str | None:
+        return request.taken.code_challenge_method or None
+
+    def confirm_redirect_uri(
+        self, client_id: str, code: str, redirect_uri: str, client: ApiClient, request: TokenRequest
+    ) -> bool:
+        return bool(request.taken.redirect_uri_allowed(redirect_uri))
+
+    def invalidate_authorization_code(self, *args: Any, **kwargs: Any) -> None:
+        """It was, when it was looked at."""
 
     def save_bearer_token(self, token: Any, request: TokenRequest, *args: Any, **kwargs: Any) -> None:
         return None
+
+
+def _at_its_door(request: TokenRequest) -> bool:
+    """A client with certificates calls at the partner host with one of them, any other client elsewhere."""
+    client, at = request.client, shown(request.headers)
+    tenant_id, client_id = str(client.tenant_id), client.client_id
+    if at.door == PARTNER:
+        return at.certificate is not None and certificates.stands_for(tenant_id, client_id, at.certificate)
+    return not certificates.has_any(tenant_id, client_id)
+
+
+def may_read(client: ApiClient, subject: str) -> bool:
+    """Whether a person, named by a token's subject, may read the tenant's books through this client now."""
+    number = int(subject) if PERSON.fullmatch(subject) else 0
+    return client.people.filter(pk=number, is_active=True).exists()
+
+
+class CodeGrant(AuthorizationCodeGrant):  # type: ignore[misc]
+    """The authorization code with PKCE by S256 alone. No refresh token: after an hour the person is asked again."""
+
+    _code_challenge_methods = {"S256": code_challenge_method_s256}
+    refresh_token = False
+
+
+class Server(AuthorizationEndpoint, TokenEndpoint):  # type: ignore[misc]
+    """The grants that there are, for OAUTH2_SERVER_CLASS: no implicit one, no password, no refresh, no device code."""
+
+    def __init__(
+        self, validator: ClientValidator, token_expires_in: Any = None, token_generator: Any = None, **_: Any
+    ) -> None:
+        bearer = BearerToken(validator, token_generator, token_expires_in)
+        code = CodeGrant(validator)
+        AuthorizationEndpoint.__init__(self, "code", response_types={"code": code}, default_token_type=bearer)
+        grants = {"client_credentials": ClientCredentialsGrant(validator), "authorization_code": code}
+        # A request that names no grant is refused, as one that names an unknown one.
+        TokenEndpoint.__init__(self, "client_credentials", grant_types=grants, default_token_type=bearer)
 
 
 class GeneratedSecretHasher(PBKDF2PasswordHasher):
@@ -196,28 +296,81 @@ def register_client(
         raise ValueError(f"Unknown scope {', '.join(unknown)}. Known are: {' '.join(SCOPES)}.")
     if not wanted:
         raise ValueError("A client needs at least one scope.")
+    if certificate is not None:
+        certificates.read(certificate)
+    secret = secrets.token_urlsafe(96)  # 128 characters
+    client = _create(
+        _known_tenant(tenant_id),
+        name,
+        client_secret=secret,
+        client_type=ApiClient.CLIENT_CONFIDENTIAL,
+        authorization_grant_type=ApiClient.GRANT_CLIENT_CREDENTIALS,
+        allowed_scopes=" ".join(scope for scope in SCOPES if scope in wanted),
+    )
+    if certificate is not None:
+        try:
+            certificates.add(client, certificate)
+        except ValueError:
+            client.delete()
+            raise
+    return client, secret
+
+
+def register_reader(
+    *, tenant_id: str, redirect_uris: Iterable[str], people: Iterable[AbstractBaseUser], name: str = ""
+) -> ApiClient:
+    """Make a client that people read through, after signing in. It has no secret. Raises ValueError with a sentence."""
+    wanted = list(redirect_uris)
+    for uri in wanted:
+        parts = urlsplit(uri)
+        loopback = parts.scheme == "http" and parts.hostname in ("127.0.0.1", "::1")
+        if not (parts.hostname and (parts.scheme == "https" or loopback)) or parts.fragment or set(uri) & set(" *\\"):
+            raise ValueError(f"{uri!r} cannot be returned to: https, or http to a loopback address, and no fragment.")
+    if not wanted:
+        raise ValueError("A client of people needs an address to return to.")
+    client = _create(
+        _known_tenant(tenant_id),
+        name,
+        client_secret="",
+        client_type=ApiClient.CLIENT_PUBLIC,
+        authorization_grant_type=ApiClient.GRANT_AUTHORIZATION_CODE,
+        allowed_scopes=" ".join(READ_SCOPES),
+        redirect_uris=" ".join(wanted),
+    )
+    client.people.set(people)
+    return client
+
+
+def client_for_certificate(tenant_id: str, client_id: str) -> ApiClient:
+    """The tenant's client of this id. With an external issuer its clients are written down here when first named."""
+    found: ApiClient | None = ApiClient.objects.filter(client_id=client_id).first()
+    if found is None and settings.JWKS_URL and CLIENT_ID.fullmatch(client_id):
+        found = _create(
+            _known_tenant(tenant_id),
+            client_id,
+            client_id=client_id,
+            client_secret=secrets.token_urlsafe(96),
+            client_type=ApiClient.CLIENT_CONFIDENTIAL,
+            authorization_grant_type=ApiClient.GRANT_CLIENT_CREDENTIALS,
+            allowed_scopes="",
+        )
+    if found is None or str(found.tenant_id) != tenant_id:
+        raise ValueError(f"The tenant has no client {client_id}.")
+    return found
+
+
+def _known_tenant(tenant_id: str) -> str:
     if not UUID.fullmatch(tenant_id):
         raise ValueError(f"{tenant_id!r} is not a tenant id: it must be a UUID, as create_tenant prints it.")
     if not tenant_is_known(tenant_id.lower()):
         raise ValueError(f"There is no active tenant {tenant_id.lower()}.")
-    secret = secrets.token_urlsafe(96)  # 128 characters
-    client = ApiClient.objects.create(
-        client_id=f"{slugify(name)[:40] or 'client'}-{secrets.token_hex(8)}",
-        client_secret=secret,
-        client_type=ApiClient.CLIENT_CONFIDENTIAL,
-        authorization_grant_type=ApiClient.GRANT_CLIENT_CREDENTIALS,
-        name=name,
-        tenant_id=tenant_id.lower(),
-        allowed_scopes=" ".join(scope for scope in SCOPES if scope in wanted),
-        certificate_thumbprints=[_thumbprint(certificate)] if certificate else [],
-    )
-    return client, secret
+    return tenant_id.lower()
 
 
-def _thumbprint(certificate: bytes) -> str:
-    """The `x5t#S256` of RFC 8705. Raises ValueError for what is no certificate."""
-    load = x509.load_pem_x509_certificate if b"-----BEGIN" in certificate else x509.load_der_x509_certificate
-    return _base64url(load(certificate).fingerprint(hashes.SHA256()))
+def _create(tenant_id: str, name: str, **members: Any) -> ApiClient:
+    made = {"client_id": f"{slugify(name)[:40] or 'client'}-{secrets.token_hex(8)}"} | members
+    created: ApiClient = ApiClient.objects.create(tenant_id=tenant_id, name=name, **made)
+    return created
 
 
 # --- Endpoints -------------------------------------------------------------------------------------------------------
@@ -229,7 +382,7 @@ def _protocol() -> OAuthLibCore:
 @csrf_exempt
 @sensitive_post_parameters("client_secret")
 def token(request: HttpRequest) -> HttpResponse:
-    """`POST /oauth2/token`: client credentials against an access token. Errors as RFC 6749 section 5.2 has them."""
+    """`POST /oauth2/token`: credentials, or a code, against an access token. Errors as RFC 6749 section 5.2 has them."""
     _only_as_issuer()
     if request.method != "POST":
         return _refused("The token endpoint takes POST only.", status=405, headers={"Allow": "POST"})
@@ -252,6 +405,22 @@ def token(request: HttpRequest) -> HttpResponse:
     return HttpResponse(body, status=status, headers=headers)
 
 
+class Authorize(AuthorizationView):  # type: ignore[misc]
+    """`/oauth2/authorize`: a person, signed in as in the admin, lets a client read. Errors go back with `iss`, too."""
+
+    def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
+        _only_as_issuer()
+        return super().dispatch(request, *args, **kwargs)
+
+    def redirect(self, redirect_to: str, application: Any) -> HttpResponse:
+        # RFC 9207: a client that talks to several issuers can tell whose answer this is, an error too.
+        if "iss" not in parse_qs(urlsplit(redirect_to).query):
+            redirect_to = add_params_to_uri(redirect_to, [("iss", settings.ISSUER)])
+        response: HttpResponse = super().redirect(redirect_to, application)
+        response["Cache-Control"] = "no-store"
+        return response
+
+
 def _refused(description: str, *, status: int = 400, headers: dict[str, str] | None = None) -> HttpResponse:
     body = {"error": "invalid_request", "error_description": description}
     return JsonResponse(body, status=status, headers={"Cache-Control": "no-store", **(headers or {})})
@@ -269,13 +438,23 @@ def metadata(request: HttpRequest) -> HttpResponse:
     base = settings.ISSUER.rstrip("/")
     document = {
         "issuer": settings.ISSUER,
+        "authorization_endpoint": f"{base}/oauth2/authorize",
         "token_endpoint": f"{base}/oauth2/token",
         "jwks_uri": f"{base}/.well-known/jwks.json",
-        "grant_types_supported": ["client_credentials"],
-        "response_types_supported": [],
+        "grant_types_supported": ["client_credentials", "authorization_code"],
+        "response_types_supported": ["code"],
+        "response_modes_supported": ["query"],
+        "code_challenge_methods_supported": ["S256"],
+        "authorization_response_iss_parameter_supported": True,
         "scopes_supported": list(SCOPES),
-        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+        "token_endpoint_auth_methods_supported": [
+            *("client_secret_basic", "client_secret_post", "none"),
+            *(["tls_client_auth"] if settings.PARTNER_URL else []),
+        ],
     }
+    if settings.PARTNER_URL:
+        document["tls_client_certificate_bound_access_tokens"] = True
+        document["mtls_endpoint_aliases"] = {"token_endpoint": f"{settings.PARTNER_URL.rstrip('/')}/oauth2/token"}
     return _published(request, document)
 
 
@@ -292,6 +471,7 @@ def _only_as_issuer() -> None:
 
 
 urlpatterns = [
+    path("oauth2/authorize", Authorize.as_view(), name="authorize"),
     path("oauth2/token", token, name="token"),
     path(".well-known/jwks.json", jwks, name="jwks"),
     path(".well-known/oauth-authorization-server", metadata, name="oauth-metadata"),

@@ -26,7 +26,7 @@ from drf_spectacular.generators import SchemaGenerator
 from drf_spectacular.openapi import AutoSchema
 from drf_spectacular.plumbing import ComponentRegistry, ResolvedComponent
 
-from hpts import fields, problems
+from hpts import fields, limits, problems
 from hpts.auth import OF_ITS_ITEMS
 from hpts.oauth import ADMIN
 from hpts.rendering import answer as json_answer
@@ -209,7 +209,7 @@ def _described(
                 media_type: {"schema": FORM if media_type == FORM_TYPE else {}} for media_type in sorted(files)
             },
         }
-    described["responses"] = _answers(declared, method, registry)
+    described["responses"] = _answers(declared, method, registry, limited=scope is not None)
     if scope is not None:
         described["responses"] |= _problems(_refusals(declared, method, route), registry)
     described["responses"] = dict(sorted(described["responses"].items()))
@@ -239,8 +239,10 @@ def _parameters(declared: Operation, method: str, route: str, registry: Componen
     return found
 
 
-def _answers(declared: Operation, method: str, registry: ComponentRegistry) -> dict[str, Any]:
+def _answers(declared: Operation, method: str, registry: ComponentRegistry, *, limited: bool) -> dict[str, Any]:
     headers = ["X-Request-Id", "ETag"] if declared.etag else ["X-Request-Id"]
+    if limited:
+        headers += limits.HEADERS
     if declared.answer is None:
         empty = _answer(declared.returns, {}, headers)
         del empty["content"]
@@ -288,10 +290,11 @@ def _problems(kinds: Iterable[type[problems.Problem]], registry: ComponentRegist
         by_status.setdefault(str(kind.status), []).append(kind)
     answers = {}
     for status, group in by_status.items():
+        told = limits.HEADERS if problems.RateLimited in group else ()
         text = (
             _meaning(group[0]) if len(group) == 1 else "\n".join(f"- `{kind.code}`: {_meaning(kind)}" for kind in group)
         )
-        headers = sorted({"X-Request-Id"}.union(*(kind.headers for kind in group)))
+        headers = sorted({"X-Request-Id", *told}.union(*(kind.headers for kind in group)))
         problem = _answer(text, {"$ref": "#/components/schemas/Problem"}, headers, problems.CONTENT_TYPE)
         problem["x-problem-codes"] = [kind.code for kind in group]
         answers[status] = _shared("responses", group[0].__name__, problem, registry) if len(group) == 1 else problem

@@ -91,7 +91,7 @@ class InsufficientScope(Problem):
 
 
 class ClientCertificateRequired(Problem):
-    """The operation wants the client certificate that the token is bound to."""
+    """The partner host is open to holders of a client certificate alone."""
 
     status, code, title = 403, "client_certificate_required", "A client certificate is required"
 
@@ -144,10 +144,14 @@ class IdempotencyMismatch(Problem):
 
 
 class RateLimited(Problem):
-    """The client has used up its share."""
+    """The client, or all clients of the tenant together, have used up their quota of requests."""
 
     status, code, title = 429, "rate_limited", "Too many requests"
     headers: ClassVar[Mapping[str, str]] = {"Retry-After": "1"}
+
+    def __init__(self, detail: str = "", errors: list[FieldProblem] | None = None, *, retry_after: int = 1) -> None:
+        super().__init__(detail, errors)
+        self.headers = {"Retry-After": str(retry_after)}  # type: ignore[misc]
 
 
 class Busy(Problem):
@@ -176,9 +180,12 @@ def response(problem: Problem, request_id: str) -> HttpResponse:
     }
     if problem.errors:
         body["errors"] = [error._asdict() for error in problem.errors]
-    return HttpResponse(
+    answer = HttpResponse(
         msgspec.json.encode(body), status=problem.status, content_type=CONTENT_TYPE, headers=dict(problem.headers)
     )
+    # For the log and the counters, which do not read bodies.
+    answer.problem_code = problem.code  # type: ignore[attr-defined]
+    return answer
 
 
 def problem_of(error: BaseException) -> Problem:

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -55,6 +56,10 @@ def server_command(*binds: str) -> list[str]:
     command = [sys.executable, "-m", "gunicorn", "hpts.wsgi", "--worker-class", "gthread"]
     command += ["--workers", os.environ.get("HPTS_WEB_WORKERS", "2")]
     command += ["--threads", os.environ.get("HPTS_WEB_THREADS", "8")]
+    # A header with an underscore would pass for one with a dash: it is dropped.
+    command += ["--header-map", "drop"]
+    # A line may be as long as a header: filters and a page token fit into it.
+    command += ["--limit-request-line", "8190", "--limit-request-fields", "100", "--limit-request-field_size", "8190"]
     command += ["--graceful-timeout", "5", "--log-level", "warning", "--no-control-socket"]
     return command + [part for bind in binds for part in ("--bind", bind)]
 
@@ -145,6 +150,7 @@ class Child:
     argv: list[str]
     death_signal: int
     log: Path | None = None
+    variables: dict[str, str] = field(default_factory=dict)
     descriptors: list[int] = field(default_factory=list)
     process: subprocess.Popen[bytes] | None = None
     started_at: float = 0.0
@@ -152,7 +158,7 @@ class Child:
     pause: float = PAUSE_SECONDS[0]
 
     def start(self, variables: dict[str, str]) -> None:
-        options: dict[str, Any] = {"env": variables, "cwd": embedded.ROOT, "process_group": 0}
+        options: dict[str, Any] = {"env": variables | self.variables, "cwd": embedded.ROOT, "process_group": 0}
         with contextlib.ExitStack() as stack:
             if self.log is not None:
                 options["stdout"] = options["stderr"] = stack.enter_context(embedded.open_log(self.log))
@@ -265,12 +271,19 @@ class Supervisor:
         served = [attachment.variables for attachment in self.attachments]
         # Receivers of webhooks are tried out on this machine.
         own["WEBHOOK_ALLOW_PRIVATE_TARGETS"] = "1"
+        # What the processes have counted is of this run.
+        counted = self.state / f"metrics-{self.port}"
+        shutil.rmtree(counted, ignore_errors=True)
+        counted.mkdir(parents=True)
+        own["PROMETHEUS_MULTIPROC_DIR"] = str(counted)
         self.variables = own | os.environ | given | {"PORT": str(self.port)}
         for variables in served:
             self.variables |= variables
 
     def _children(self, sockets: list[socket.socket]) -> list[Child]:
         logs = self.state / "log"
+        api_log = logs / "api.log"
+        embedded.open_log(api_log).close()
         descriptors = [listener.fileno() for listener in sockets]
         binds = [f"fd://{descriptor}" for descriptor in descriptors]
         # Two runs of one checkout must not write one schedule.
@@ -278,7 +291,14 @@ class Supervisor:
         # When this process is killed, SIGQUIT ends the web server and the worker at once, without waiting for work; the
         # deliverer has nothing to tidy up.
         return [
-            Child("The API", server_command(*binds), signal.SIGQUIT, descriptors=descriptors),
+            Child(
+                "The API",
+                server_command(*binds),
+                signal.SIGQUIT,
+                # A line per request would push the announcement off the terminal.
+                variables={"HPTS_LOG_FILE": str(api_log)},
+                descriptors=descriptors,
+            ),
             Child("The worker", worker_command(), signal.SIGQUIT, log=logs / "worker.log"),
             Child("Beat", beat_command(schedule), signal.SIGTERM, log=logs / "beat.log"),
             Child("The deliverer", deliverer_command(), signal.SIGKILL, log=logs / "deliverer.log"),

@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import environ
+from django.core.exceptions import ImproperlyConfigured
 
 from hpts import embedded
 
@@ -27,6 +28,7 @@ if not env.str("DATABASE_URL", ""):
 DEVELOPMENT = env.bool("HPTS_DEVELOPMENT", False)
 DEBUG = False
 GIT_SHA = env.str("HPTS_GIT_SHA", "unknown")
+# What production has to set is checked when it starts, and by `manage.py check --deploy` (hpts/deployment.py).
 SECRET_KEY = env.str("HPTS_SECRET_KEY", "development-only-secret-key" if DEVELOPMENT else "")
 ALLOWED_HOSTS = env.list("HPTS_ALLOWED_HOSTS", default=["localhost", "127.0.0.1", "[::1]"])
 
@@ -97,6 +99,8 @@ INSTALLED_APPS = [
 ]
 MIDDLEWARE = [
     "hpts.middleware.RequestIdentity",
+    "hpts.doors.Doors",
+    "hpts.middleware.ShortWay",
     "django.middleware.security.SecurityMiddleware",
     "whitenoise.middleware.WhiteNoiseMiddleware",
     "hpts.middleware.AdminSessions",
@@ -104,6 +108,7 @@ MIDDLEWARE = [
     "hpts.middleware.AdminUsers",
     "hpts.middleware.AdminMessages",
     "django.middleware.clickjacking.XFrameOptionsMiddleware",
+    "hpts.middleware.Views",
 ]
 ROOT_URLCONF = "hpts.urls"
 WSGI_APPLICATION = "hpts.wsgi.application"
@@ -131,6 +136,13 @@ LANGUAGE_CODE = "en-us"
 SECURE_CONTENT_TYPE_NOSNIFF = True
 SESSION_COOKIE_HTTPONLY = True
 SESSION_COOKIE_SECURE = CSRF_COOKIE_SECURE = not DEVELOPMENT
+SECURE_HSTS_SECONDS = 0 if DEVELOPMENT else 31_536_000
+SECURE_HSTS_INCLUDE_SUBDOMAINS = True
+SILENCED_SYSTEM_CHECKS = [
+    "security.W003",  # forgery protection is there, for the admin alone: hpts.middleware.AdminForgeryProtection
+    "security.W008",  # the proxy in front, where TLS ends, redirects
+    "security.W021",  # whether a domain goes into the browsers' lists is its owner's to say
+]
 AUTH_PASSWORD_VALIDATORS = [{"NAME": "django.contrib.auth.password_validation.MinimumLengthValidator"}]
 
 # --- API -------------------------------------------------------------------------------------------------------------
@@ -157,6 +169,14 @@ SPECTACULAR_SETTINGS = {
     "POSTPROCESSING_HOOKS": ["hpts.openapi.complete"],
 }
 
+# --- Doors -----------------------------------------------------------------------------------------------------------
+# What the proxy that ends TLS shows to be believed. With it set, production answers to nobody but the proxy.
+PROXY_SECRET = env.str("HPTS_PROXY_SECRET", "")
+if 0 < len(PROXY_SECRET) < 32:
+    raise ImproperlyConfigured("HPTS_PROXY_SECRET must have 32 characters or more: openssl rand -hex 32")
+# Where partners call with their certificates (https://partner.example.com): published in the issuer's metadata.
+PARTNER_URL = env.str("HPTS_PARTNER_URL", "")
+
 # --- Who may call ----------------------------------------------------------------------------------------------------
 # The own issuer signs with HPTS_SIGNING_KEY (RSA, PEM). HPTS_PREVIOUS_SIGNING_KEYS holds the public keys (PEM, one after
 # the other) of keys that were replaced less than an hour ago. With HPTS_JWKS_URL set, tokens of that external issuer are
@@ -167,19 +187,23 @@ AUDIENCE = env.str("HPTS_AUDIENCE", "hpts")
 SIGNING_KEY = env.str("HPTS_SIGNING_KEY", "", multiline=True)
 PREVIOUS_SIGNING_KEYS = env.str("HPTS_PREVIOUS_SIGNING_KEYS", "", multiline=True)
 ACCESS_TOKEN_SECONDS = 3600
+# People sign in here, and are led back to what they wanted.
+LOGIN_URL = "admin:login"
 # Called with a tenant's id (str) when a token is first verified: may this tenant's tokens be used?
 HPTS_TENANT_EXISTS = "ledger.queries.tenant_is_active"
 OAUTH2_PROVIDER_APPLICATION_MODEL = "hpts.ApiClient"
 OAUTH2_PROVIDER = {
-    # Client credentials and nothing else: the other grants have no endpoint.
-    "OAUTH2_SERVER_CLASS": "oauthlib.oauth2.BackendApplicationServer",
+    # Client credentials, and the code for people: the other grants have no endpoint.
+    "OAUTH2_SERVER_CLASS": "hpts.oauth.Server",
+    "OIDC_ISS_ENDPOINT": ISSUER,
     "OAUTH2_VALIDATOR_CLASS": "hpts.oauth.ClientValidator",
     "ACCESS_TOKEN_GENERATOR": "hpts.oauth.access_token",
     "ACCESS_TOKEN_EXPIRE_SECONDS": ACCESS_TOKEN_SECONDS,
     "SCOPES_BACKEND_CLASS": "hpts.oauth.ClientScopes",
     "CLIENT_SECRET_HASHER": "generated_secret",
     "PKCE_REQUIRED": True,
-    "ALLOWED_REDIRECT_URI_SCHEMES": ["https"],
+    # http is for loopback alone (RFC 8252), which oauth.register_reader sees to.
+    "ALLOWED_REDIRECT_URI_SCHEMES": ["https", "http"],
     "REFRESH_TOKEN_REUSE_PROTECTION": True,
     "COMPLIANT_BCP_RFC9700_IMPLICIT_GRANT": True,
     "COMPLIANT_BCP_RFC9700_PASSWORD_GRANT": True,
@@ -194,6 +218,12 @@ OAUTH2_PROVIDER = {
 }
 # The first one hashes passwords of people; the other is for generated client secrets alone.
 PASSWORD_HASHERS = ["django.contrib.auth.hashers.PBKDF2PasswordHasher", "hpts.oauth.GeneratedSecretHasher"]
+
+# --- Sealed history --------------------------------------------------------------------------------------------------
+# HPTS_SEAL_KEY (Ed25519, PEM) signs the heads of blocks; without it they are not signed. HPTS_PREVIOUS_SEAL_KEYS holds the public
+# keys (PEM, one after the other) of all keys before it, for ever: what they have signed is verified with them.
+SEAL_KEY = env.str("HPTS_SEAL_KEY", "", multiline=True)
+PREVIOUS_SEAL_KEYS = env.str("HPTS_PREVIOUS_SEAL_KEYS", "", multiline=True)
 
 # --- Workers ---------------------------------------------------------------------------------------------------------
 REDIS_URL = env.str("REDIS_URL", "")
@@ -214,13 +244,46 @@ WEBHOOK_DENIED_HOSTS = frozenset(
 )
 WEBHOOK_DENIED_NETWORKS = tuple(ip_network(each) for each in env.list("HPTS_WEBHOOK_DENIED_NETWORKS", default=[]))
 
-# --- Logs ------------------------------------------------------------------------------------------------------------
+# --- Alerts ----------------------------------------------------------------------------------------------------------
+# Who is told by mail of newly opened breaks; nobody when it is empty. HPTS_EMAIL_URL is the server, such as
+# smtp+tls://user:password@mail.example.com:587; without one mails are written to the log.
+ALERT_EMAILS = env.list("HPTS_ALERT_EMAILS", default=[])
+_email = env.email_url("HPTS_EMAIL_URL", default="consolemail://")
+EMAIL_BACKEND, EMAIL_FILE_PATH = _email["EMAIL_BACKEND"], _email["EMAIL_FILE_PATH"]
+EMAIL_HOST, EMAIL_PORT = _email["EMAIL_HOST"] or "localhost", _email["EMAIL_PORT"] or 25
+EMAIL_HOST_USER, EMAIL_HOST_PASSWORD = _email["EMAIL_HOST_USER"] or "", _email["EMAIL_HOST_PASSWORD"] or ""
+EMAIL_USE_TLS, EMAIL_USE_SSL = _email.get("EMAIL_USE_TLS", False), _email.get("EMAIL_USE_SSL", False)
+EMAIL_TIMEOUT = 20
+DEFAULT_FROM_EMAIL = env.str("HPTS_EMAIL_FROM", "hpts@localhost")
+
+# --- Limits ----------------------------------------------------------------------------------------------------------
+# Requests a second of a tenant and of each of its clients, where the tenant's own row says nothing else; 0 for the tenant:
+# no limits at all. A bucket holds what comes in so many seconds.
+TENANT_REQUESTS_PER_SECOND = env.int("HPTS_TENANT_REQUESTS_PER_SECOND", 500)
+CLIENT_REQUESTS_PER_SECOND = env.int("HPTS_CLIENT_REQUESTS_PER_SECOND", TENANT_REQUESTS_PER_SECOND)
+RATE_BURST_SECONDS = env.float("HPTS_RATE_BURST_SECONDS", 2.0)
+# Called with a tenant's id (str): its own quotas, each None where the settings' hold.
+HPTS_TENANT_QUOTA = "ledger.queries.tenant_quota"
+# How many processes share a quota while Redis is away.
+WEB_WORKERS = env.int("HPTS_WEB_WORKERS", 2)
+
+# --- What operators see ----------------------------------------------------------------------------------------------
+LOG_LEVEL = env.str("HPTS_LOG_LEVEL", "INFO")
+# A file that lines are appended to; standard error then has warnings and what is worse alone.
+LOG_FILE = env.str("HPTS_LOG_FILE", "")
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
-    "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s %(message)s"}},
-    "handlers": {"console": {"class": "logging.StreamHandler", "formatter": "line"}},
-    "root": {"handlers": ["console"], "level": env.str("HPTS_LOG_LEVEL", "INFO")},
+    "formatters": {"json": {"()": "hpts.logs.JSONLines"}},
+    "handlers": {
+        "console": {
+            "class": "logging.StreamHandler",
+            "formatter": "json",
+            "level": "WARNING" if LOG_FILE else "DEBUG",
+        },
+        "file": {"class": "logging.FileHandler", "filename": LOG_FILE or os.devnull, "formatter": "json"},
+    },
+    "root": {"handlers": ["console", "file"] if LOG_FILE else ["console"], "level": LOG_LEVEL},
     # A refusal is an answer, not an event of the log; what goes wrong is logged by hpts.problems.
     "loggers": {
         "django": {"handlers": [], "propagate": True},
@@ -231,3 +294,20 @@ LOGGING = {
         "celery.worker.strategy": {"level": "WARNING"},
     },
 }
+# GET /metrics is for who sends this as a bearer token; without it there is no such page.
+METRICS_TOKEN = env.str("HPTS_METRICS_TOKEN", "development-metrics" if DEVELOPMENT else "")
+# Tenants, by id, whose requests are counted by name; all others are one.
+METRICS_TENANTS = frozenset(env.list("HPTS_METRICS_TENANTS", default=[]))
+# What reads the gauges that stand in the database.
+HPTS_GAUGES = [
+    "hpts.health.gauges",
+    "ledger.queries.gauges",
+    "webhooks.queries.gauges",
+    "reconciliation.queries.gauges",
+]
+# Where spans are sent to (OTLP over HTTP), such as http://collector:4318/v1/traces; empty: no traces, and no cost.
+OTLP_ENDPOINT = env.str("HPTS_OTLP_ENDPOINT", "")
+# The share of requests without a sampled `traceparent` that are traced.
+TRACE_SHARE = env.float("HPTS_TRACE_SHARE", 1.0)
+if OTLP_ENDPOINT:
+    MIDDLEWARE.insert(1, "hpts.tracing.Spans")

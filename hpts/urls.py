@@ -1,4 +1,4 @@
-"""Routes: /v1 (the API), /oauth2 and /.well-known (the issuer), /problems, /admin."""
+"""Routes: /v1 (the API), /oauth2 and /.well-known (the issuer), /problems, /admin, /metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from django.http import HttpRequest, HttpResponse
 from django.shortcuts import redirect
 from django.urls import include, path, re_path, register_converter
 
-from hpts import health, oauth, openapi, problems
+from hpts import health, metrics, oauth, openapi, problems
 from hpts.views import only_get
 
 
@@ -46,6 +46,7 @@ urlpatterns = [
     path("v1/openapi.json", openapi.document),
     path("v1/docs", openapi.docs),
     re_path(r"^problems/(?P<code>[a-z_]{1,64})$", problems.page),
+    path("metrics", metrics.page),
     path("admin/", admin.site.urls),
     *oauth.urlpatterns,
 ]

@@ -18,7 +18,7 @@ from msgspec import Struct
 from rest_framework.request import Request
 from rest_framework.viewsets import ViewSet
 
-from hpts import fields
+from hpts import fields, limits, logs
 from hpts.problems import (
     FieldProblem,
     InvalidPageToken,
@@ -61,10 +61,14 @@ class APIViewSet(ViewSet):
     # Actions whose body is a file as it is, or the one part of a form, and of which of these media types.
     file_bodies: ClassVar[dict[str, frozenset[str]]] = {}
     http_method_names = ["get", "post", "head"]
+    # How the caller's quotas stand; None before that is known, and where there are none.
+    admission: limits.Admission | None = None
 
     def dispatch(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         """View and request point to each other: let go here, or every answer stays in memory until the collector comes."""
         response = super().dispatch(request, *args, **kwargs)
+        if self.admission is not None:
+            self.admission.label(response)
         del self.request, self.response
         return response
 
@@ -74,12 +78,26 @@ class APIViewSet(ViewSet):
         if self.action is None or method not in self.action_map:
             allowed = [name.upper() for name in self.action_map]
             raise MethodNotAllowed(allowed)
+        request._request.operation_id = self.operation_id  # type: ignore[attr-defined]
         self.perform_authentication(request)
+        self.admit(request)
         self.check_permissions(request)
-        self.check_throttles(request)
         if method == "post":
             self._check_body(request._request)
         request.accepted_renderer, request.accepted_media_type = self.perform_content_negotiation(request)
+
+    def admit(self, request: Request, cost: int = 0) -> None:
+        """Take this request out of its client's and tenant's quotas. Raises RateLimited.
+
+        With a cost: it has been let in, and does the work of so many more; the next ones wait for that.
+        """
+        principal: Any = request.user
+        if not cost:
+            request._request.tenant_id = principal.tenant_id  # type: ignore[attr-defined]
+            logs.bind(tenant_id=principal.tenant_id, client_id=principal.client_id)
+        self.admission = limits.take(principal.tenant_id, principal.client_id, cost or 1, always=bool(cost))
+        if self.admission is not None and self.admission.wait_seconds > 0:
+            raise limits.refusal(self.admission)
 
     def http_method_not_allowed(self, request: HttpRequest, *args: Any, **kwargs: Any) -> Any:
         raise MethodNotAllowed([name.upper() for name in self.action_map])
@@ -144,7 +162,8 @@ class APIViewSet(ViewSet):
     def query(self, request: Request, shape: type[S]) -> S:
         """The query string as a struct. A parameter that is unknown, empty or given twice is refused."""
         values: dict[str, object] = {}
-        for name, given in request._request.GET.lists():
+        raw = request._request
+        for name, given in raw.GET.lists() if raw.META.get("QUERY_STRING") else ():
             if name == "page_token" and given == [""]:
                 raise InvalidPageToken("The page token is empty.")
             if len(given) > 1:

@@ -19,6 +19,8 @@ from django.db import OperationalError, connections
 from django.db.backends.base.base import BaseDatabaseWrapper
 from django.db.backends.signals import connection_created
 
+from hpts import deployment
+
 logger = logging.getLogger(__name__)
 
 # Rows of these come and go through the owner's functions alone.
@@ -97,8 +99,10 @@ def check_role(connection: BaseDatabaseWrapper) -> None:
 
 
 def watch_role(**_: Any) -> None:
-    """Called when the API, a worker or beat starts: end the process when its role is refused, and check each connection
-    that it makes from now on. When the database does not answer yet, the first connection that succeeds is the check."""
+    """Called when the API, a worker or beat starts: end the process when its settings or its role are refused, and check each
+    connection that it makes from now on. When the database does not answer yet, the first connection that succeeds is the
+    check."""
+    deployment.refuse_unfit()
     connection_created.connect(_check_connection)
     try:
         connections["default"].ensure_connection()

@@ -7,6 +7,7 @@ Members are ASCII names, strings without control characters and small integers, 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,6 +53,11 @@ def render(entry: dict[str, Any], lines: Iterable[dict[str, Any]], tenant_id: st
     members["tenant_id"] = tenant_id
     members["v"] = VERSION
     return msgspec.json.encode(members, order="sorted").decode()
+
+
+def content_hash(document: str) -> str:
+    """What the entry's header keeps of its document, in hexadecimal digits."""
+    return hashlib.sha256(document.encode()).hexdigest()
 
 
 def public(document: str) -> str:

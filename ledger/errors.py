@@ -173,3 +173,9 @@ BY_CONSTRAINT: dict[str, type[Problem]] = {
     "loan_pkey": LoanExists,
     "program_pkey": ProgramExists,
 }
+
+
+class NotSealedYet(Problem):
+    """The entry is in no block yet; it will be within seconds."""
+
+    status, code, title = 404, "not_sealed_yet", "The entry is not sealed yet"

@@ -34,17 +34,27 @@ class CurrentTransactionId(models.Func):
 
 
 class Tenant(models.Model):
-    """A lender with books of its own. `timezone` decides which date is today."""
+    """A lender with books of its own. `timezone` decides which date is today; quotas are the settings' where they are not
+    given (hpts/limits.py)."""
 
     id = models.UUIDField(primary_key=True)
     name = models.TextField()
     currency = models.TextField()
     timezone = models.TextField()
     created_at = models.DateTimeField(db_default=Now())
+    requests_per_second = models.IntegerField(null=True)
+    client_requests_per_second = models.IntegerField(null=True)
 
     class Meta:
         db_table = "tenant"
-        constraints = [models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="tenant_currency")]
+        constraints = [
+            models.CheckConstraint(condition=Q(currency__regex=r"^[A-Z]{3}$"), name="tenant_currency"),
+            models.CheckConstraint(
+                condition=Q(requests_per_second__range=(1, 1_000_000))
+                & Q(client_requests_per_second__range=(1, 1_000_000)),
+                name="tenant_quotas",
+            ),
+        ]
 
     def __str__(self) -> str:
         return self.name
@@ -490,3 +500,56 @@ class OutboxMessage(TenantOwned):
 
     class Meta:
         db_table = "outbox_message"
+
+
+class JournalSeal(TenantOwned):
+    """A block of sealed history: the entries after the block before it, through (`last_xid`, `last_entry_id`). Append-only.
+
+    `leaves` are the hashes of their documents, 32 bytes each, in the order of the bounded cursor; `merkle_root` is over them.
+    `hash` covers the root and the hash of the block before; `signature` is that of `hash` by the key with `key_id`.
+    """
+
+    pk = models.CompositePrimaryKey("tenant_id", "number")
+    number = models.BigIntegerField()
+    entry_count = models.IntegerField()
+    last_xid = TransactionIdField()
+    last_entry_id = models.UUIDField()
+    leaves = models.BinaryField()
+    merkle_root = models.BinaryField()
+    previous_hash = models.BinaryField()
+    hash = models.BinaryField()
+    sealed_at = models.DateTimeField(db_default=Now())
+    key_id = models.TextField(null=True)
+    signature = models.BinaryField(null=True)
+
+    class Meta:
+        db_table = "journal_seal"
+        constraints = [
+            # In which block an entry is.
+            models.UniqueConstraint(
+                fields=["tenant_id", "last_xid", "last_entry_id"], name="journal_seal_by_last_entry"
+            ),
+            models.CheckConstraint(
+                condition=Q(key_id__isnull=True, signature__isnull=True)
+                | Q(key_id__isnull=False, signature__isnull=False),
+                name="journal_seal_signature",
+            ),
+        ]
+
+
+class Notice(TenantOwned):
+    """ "Tell the world that this happened", of what is no entry: written with the thing itself, and read by the bounded cursor.
+
+    `id` is the thing's own, so that nothing is told twice; `body` is the JSON that is sent.
+    """
+
+    pk = models.CompositePrimaryKey("tenant_id", "created_xid", "id")
+    created_xid = TransactionIdField(db_default=CurrentTransactionId())
+    id = models.UUIDField()
+    event_type = models.TextField()
+    body = models.TextField()
+    created_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "notice"
+        constraints = [models.UniqueConstraint(fields=["tenant_id", "id"], name="notice_once")]

@@ -22,6 +22,7 @@ import msgspec
 from django.db import DatabaseError, Error
 from django.db.backends.utils import CursorWrapper
 
+from hpts import metrics
 from hpts.pipeline import Statement
 from hpts.problems import Busy, InternalError, Problem
 from hpts.tenancy import SNAPSHOT, TenantTransaction, opened_transaction
@@ -216,6 +217,9 @@ class Posting:
             closed_through=state.closed_through,
         )
         self._staged: list[tuple[str, dict[str, Any]]] = []
+        self._kinds: list[EventKind] = []
+        # The kinds of what is written, counted when it is committed.
+        self.written: list[EventKind] = []
 
     @property
     def cursor(self) -> CursorWrapper:
@@ -268,7 +272,9 @@ class Posting:
     ) -> list[tuple[Statement, Sequence[str | bytes | None]]]:
         is_large = sum(len(extra["versions"]) for _, extra in self._staged) > LARGE_LINES
         entries = msgspec.json.encode(self._staged).decode()
+        self.written += self._kinds
         self._staged.clear()
+        self._kinds.clear()
         write = (RECORD, (entries, key, fingerprint, response))
         return [(LARGE_TIMEOUT, ()), write] if is_large else [write]
 
@@ -467,7 +473,10 @@ class Posting:
                 }
                 for item in event.loans
             ]
-        self._staged.append((document.render(members, lines, self.origin.tenant_id), extra))
+        self._kinds.append(event.kind)
+        recorded = document.render(members, lines, self.origin.tenant_id)
+        extra["content_hash"] = document.content_hash(recorded)
+        self._staged.append((recorded, extra))
 
     def _accrued_with(self, loan: LoanState, ended_before: str | None, entry: Posted) -> int:
         """The interest that the engine counts as posted with the loan's end, or as taken back with the end's reversal."""
@@ -530,6 +539,9 @@ def opened(origin: Origin, touches: Touches, key: str | None = None) -> Iterator
         locked, fingerprint, response, state = (transaction.opened.get_value(0, column) for column in range(4))
         posting = Posting(transaction, origin, touches, state) if state is not None else None
         yield posting, KeyState(locked == TRUE, fingerprint, response.decode() if response is not None else None)
+    if posting is not None:
+        for kind in posting.written:
+            metrics.POSTINGS.labels(kind).inc()
 
 
 def _params(key: str | None, touches: Touches) -> tuple[str | None, ...]:
@@ -551,6 +563,7 @@ def with_retries(attempt: Callable[[], T]) -> T:
             raise
         except Error as error:
             if _sqlstate(error) in RETRIED:
+                metrics.TRANSACTION_RETRIES.labels(_sqlstate(error)).inc()
                 if number < ATTEMPTS:
                     time.sleep(random.uniform(0.005, 0.025) * number)  # noqa: S311 (jitter, not a secret)
                     continue

@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, timedelta
-from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
+from hpts.metrics import Reading
 from hpts.models import ApiClient
 from hpts.tenancy import current_tenant, tenant_transaction
 from ledger import document
@@ -38,13 +38,45 @@ def timestamp(moment: datetime) -> str:
 # --- Tenants ---------------------------------------------------------------------------------------------------------
 
 
-def tenants() -> list[str]:
-    """Every tenant, oldest first, then those that only a client names, because their own row is gone."""
+def tenant_ids() -> list[str]:
+    """Every tenant, oldest first. Not to be asked inside a tenant's transaction."""
     with connections["default"].cursor() as cursor:
         cursor.execute("SELECT tenant_ids()::text")
-        listed = [tenant_id for (tenant_id,) in cursor.fetchall()]
+        return [tenant_id for (tenant_id,) in cursor.fetchall()]
+
+
+def tenants() -> list[str]:
+    """Every tenant, then those that only a client names, because their own row is gone."""
+    listed = tenant_ids()
     named = ApiClient.objects.order_by("tenant_id").values_list("tenant_id", flat=True).distinct()
     return listed + sorted({str(tenant_id) for tenant_id in named} - set(listed))
+
+
+# --- For operators ---------------------------------------------------------------------------------------------------
+
+
+def gauges() -> list[Reading]:
+    """Accrual runs that have not ended, over all tenants."""
+    open_runs, waiting, oldest, left_out = 0, 0, 0.0, 0
+    for tenant_id in tenant_ids():
+        with tenant_transaction(tenant_id) as cursor:
+            ((runs, queued, seconds, exceptions),) = _rows(
+                cursor,
+                """SELECT count(*), count(*) FILTER (WHERE started_at IS NULL),
+                          coalesce(extract(epoch FROM clock_timestamp() - min(requested_at)), 0)::float8,
+                          (SELECT count(*) FROM accrual_exception x
+                           JOIN accrual_run r ON r.tenant_id = x.tenant_id AND r.id = x.run_id
+                           WHERE x.tenant_id = %(tenant)s AND r.requested_at > clock_timestamp() - interval '1 day')
+                   FROM accrual_run WHERE tenant_id = %(tenant)s AND finished_at IS NULL""",
+            )
+        open_runs, waiting, oldest = open_runs + runs, waiting + queued, max(oldest, seconds)
+        left_out += exceptions
+    return [
+        Reading("hpts_accrual_runs_open", "Accrual runs that have not ended.", open_runs),
+        Reading("hpts_accrual_runs_waiting", "Accrual runs that no worker has begun.", waiting),
+        Reading("hpts_accrual_run_oldest_seconds", "Since when the oldest of them has been asked for.", oldest),
+        Reading("hpts_accrual_exceptions", "Loans that runs of the last day have left out.", left_out),
+    ]
 
 
 # --- Masters ---------------------------------------------------------------------------------------------------------
@@ -54,6 +86,13 @@ def tenant_is_active(tenant_id: str) -> bool:
     """Whether a tenant with this id exists. Opens a transaction of its own: authentication asks before any other."""
     with tenant_transaction(tenant_id) as cursor:
         return bool(_rows(cursor, "SELECT 1 FROM tenant WHERE id = %(tenant)s"))
+
+
+def tenant_quota(tenant_id: str) -> tuple[int | None, int | None]:
+    """Requests a second of the tenant and of each of its clients, where its row says. Opens a transaction of its own."""
+    with tenant_transaction(tenant_id) as cursor:
+        rows = _rows(cursor, "SELECT requests_per_second, client_requests_per_second FROM tenant WHERE id = %(tenant)s")
+    return (rows[0][0], rows[0][1]) if rows else (None, None)
 
 
 def today(cursor: CursorWrapper) -> date:
@@ -519,9 +558,14 @@ def loan_balances(
 # The balances that a statement follows, in the order in which it shows them, each with the side on which it grows.
 STATED = {"principal": "DR", "interest": "DR", "fees": "DR", "suspense": "CR"}
 _AMOUNTS = ",".join(f'"{role}_minor":"%s"' for role in STATED)
+# An entry of a statement as SQL, of a row `s`: what it changed, and the balances after it.
 _STATED_ENTRY = (
-    '{"journal_entry_id":"%s","event_type":"%s","effective_at":"%s","posted_at":"%s",'
-    f'{_AMOUNTS},"balance":{{{_AMOUNTS}}}}}'
+    """'{"journal_entry_id":"' || s.entry_id || '","event_type":"' || s.event_type || '","effective_at":"' || s.effective_at
+       || '","posted_at":"' || to_char(s.posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"') || '",'"""
+    + " || ',' ".join(f"""|| '"{role}_minor":"' || s.{role} || '"'""" for role in STATED)
+    + """ || ',"balance":{' """
+    + " || ',' ".join(f"""|| '"{role}_minor":"' || s.{role}_after || '"'""" for role in STATED)
+    + " || '}}'"
 )
 
 
@@ -535,7 +579,7 @@ class Statement:
     version: int
     opened_on: date
     opening: str
-    entries: list[str]
+    entries: str
     closing: str
 
 
@@ -579,7 +623,7 @@ def _stated(
     is shown, and one row of version 0 for all that lies before.
 
     A statement may have thousands of entries: lines are met with the accounts' codes and not joined with the chart, entries
-    are looked up one by one, by full key (OFFSET 0), and rendered by columns.
+    are looked up one by one, by full key (OFFSET 0), and PostgreSQL makes one text of them, which passes through.
     """
     codes = ", ".join(f"max(a.code) FILTER (WHERE a.role = '{role}') AS {role}" for role in STATED)
     sums = ", ".join(
@@ -587,45 +631,45 @@ def _stated(
                      FILTER (WHERE j.account_code = chart.{role}), 0)::bigint AS {role}"""
         for role, side in STATED.items()
     )
+    after = ", ".join(f"sum(c.{role}) OVER in_order AS {role}_after" for role in STATED)
+    before = ", ".join(f"coalesce(sum(s.{role}) FILTER (WHERE s.entry_id IS NULL), 0)" for role in STATED)
     rows = _rows(
         cursor,
-        f"""SELECT l.currency, l.version, l.opened_on, c.entry_id::text, e.event_type, c.effective_at::text,
-                   to_char(e.posted_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'),
-                   {", ".join(f"coalesce(c.{role}, 0)" for role in STATED)}
+        f"""SELECT l.currency, l.version, l.opened_on, stated.*
             FROM loan l {instants}
             CROSS JOIN LATERAL (SELECT {codes} FROM gl_account a WHERE a.tenant_id = l.tenant_id) chart
-            LEFT JOIN LATERAL (
-                SELECT CASE WHEN {shown} THEN j.loan_version ELSE 0 END AS version,
-                       CASE WHEN {shown} THEN j.entry_id END AS entry_id,
-                       CASE WHEN {shown} THEN j.effective_at END AS effective_at, {sums}
-                FROM journal_line j
-                WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
-                GROUP BY 1, 2, 3) c ON true
-            LEFT JOIN LATERAL (
-                SELECT e.event_type, e.posted_at FROM journal_entry e
-                WHERE e.tenant_id = l.tenant_id AND e.id = c.entry_id OFFSET 0) e ON true
-            WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s
-            ORDER BY {order}""",
+            CROSS JOIN LATERAL (
+                SELECT string_agg({_STATED_ENTRY}, ','), {before}, {", ".join(f"coalesce(sum(s.{role}), 0)" for role in STATED)}
+                FROM (
+                    SELECT c.*, e.event_type, e.posted_at, {after}
+                    FROM (
+                        SELECT CASE WHEN {shown} THEN j.loan_version ELSE 0 END AS version,
+                               CASE WHEN {shown} THEN j.entry_id END AS entry_id,
+                               CASE WHEN {shown} THEN j.effective_at END AS effective_at, {sums}
+                        FROM journal_line j
+                        WHERE j.tenant_id = l.tenant_id AND j.loan_id = l.id AND j.layer = %(layer)s AND {counted}
+                        GROUP BY 1, 2, 3) c
+                    LEFT JOIN LATERAL (
+                        SELECT e.event_type, e.posted_at FROM journal_entry e
+                        WHERE e.tenant_id = l.tenant_id AND e.id = c.entry_id OFFSET 0) e ON true
+                    WINDOW in_order AS (ORDER BY {order} ROWS UNBOUNDED PRECEDING)
+                    ORDER BY {order}) s) stated
+            WHERE l.tenant_id = %(tenant)s AND l.id = %(loan)s""",
         loan=loan_id,
         layer=SETTLED,
         **params,
     )
     if not rows:
         return None
-    currency, version, opened_on, entry_id, *_ = rows[0]
-    opening = (0,) * len(STATED) if entry_id else rows[0][-len(STATED) :]
-    columns = list(zip(*(row[3:] for row in rows if row[3]), strict=True))
-    after = [
-        list(accumulate(changes, initial=before))[1:]
-        for before, changes in zip(opening, columns[-len(STATED) :], strict=False)
-    ]
+    currency, version, opened_on, entries, *balances = rows[0]
+    opening, closing = balances[: len(STATED)], balances[len(STATED) :]
     return Statement(
         currency,
         version,
         opened_on,
-        opening=f"{{{_AMOUNTS % opening}}}",
-        entries=[_STATED_ENTRY % entry for entry in zip(*columns, *after, strict=True)],
-        closing=f"{{{_AMOUNTS % (tuple(balances[-1] for balances in after) or opening)}}}",
+        opening=f"{{{_AMOUNTS % tuple(opening)}}}",
+        entries=f"[{entries or ''}]",
+        closing=f"{{{_AMOUNTS % tuple(closing)}}}",
     )
 
 
@@ -945,3 +989,137 @@ def trial_balance_object(balances: Sequence[AccountBalance], currency: str, laye
         "total_dr_minor": str(sum(balance.dr_minor for balance in balances)),
         "total_cr_minor": str(sum(balance.cr_minor for balance in balances)),
     }
+
+
+# --- The journal in its order ----------------------------------------------------------------------------------------
+
+# An entry's place is (created_xid, id); this id comes before all of a transaction.
+BEFORE_ALL = "00000000-0000-0000-0000-000000000000"
+
+_RECORDED = """FROM outbox_message o
+                 CROSS JOIN LATERAL (SELECT e.document, e.line_count, e.effective_at FROM journal_entry e
+                                     WHERE e.tenant_id = o.tenant_id AND e.id = o.entry_id OFFSET 0) e
+                 WHERE o.tenant_id = %(tenant)s AND o.created_xid < %(below)s::xid8
+                   AND (%(from)s::date IS NULL OR e.effective_at >= %(from)s)
+                   AND (%(to)s::date IS NULL OR e.effective_at <= %(to)s)
+                   AND (o.created_xid, o.entry_id) > (%(xid)s::xid8, %(after)s::uuid)"""
+
+
+def journal_size(cursor: CursorWrapper, *, since: str, below: str, from_date: date | None, to_date: date | None) -> int:
+    """How many entries were recorded from one transaction id on and below another."""
+    asked = {"xid": since, "below": below, "after": BEFORE_ALL, "from": from_date, "to": to_date}
+    ((count,),) = _rows(cursor, f"SELECT count(*) {_RECORDED}", **asked)
+    return int(count)
+
+
+def journal_after(
+    cursor: CursorWrapper,
+    *,
+    below: str,
+    after: tuple[str, str],
+    from_date: date | None,
+    to_date: date | None,
+    entries: int,
+    lines: int,
+) -> list[tuple[str, str, str]]:
+    """Transaction id, id and document of the next entries, so many at most, and of no more lines unless it is one entry."""
+    xid, entry_id = after
+    asked = {"xid": xid, "below": below, "after": entry_id, "from": from_date, "to": to_date}
+    return _rows(
+        cursor,
+        f"""SELECT xid::text, entry_id::text, document
+            FROM (SELECT *, row_number() OVER w AS place, sum(line_count) OVER w AS lines
+                  FROM (SELECT o.created_xid AS xid, o.entry_id, e.document, e.line_count {_RECORDED}
+                        ORDER BY o.created_xid, o.entry_id LIMIT %(entries)s) next
+                  WINDOW w AS (ORDER BY xid, entry_id)) counted
+            WHERE place = 1 OR lines <= %(lines)s
+            ORDER BY place""",
+        entries=entries,
+        lines=lines,
+        **asked,
+    )
+
+
+# --- Sealed history --------------------------------------------------------------------------------------------------
+
+
+class Unsealed(NamedTuple):
+    """A tenant with entries that are in no block. `is_final`: the oldest of them can be sealed now."""
+
+    tenant_id: str
+    waiting_since: datetime
+    is_final: bool
+
+
+def unsealed() -> list[Unsealed]:
+    """Every tenant with something to seal. Not to be asked inside a tenant's transaction."""
+    with connections["default"].cursor() as cursor:
+        cursor.execute("SELECT tenant_id::text, waiting_since, is_final FROM seal_work()")
+        return [Unsealed(*row) for row in cursor.fetchall()]
+
+
+def seals(cursor: CursorWrapper, *, before: int | None, limit: int) -> list[dict[str, Any]]:
+    """Blocks as the API shows them, the last one first."""
+    rows = _rows(
+        cursor,
+        f"""SELECT number, merkle_root, previous_hash, hash, sealed_at, signature, entry_count, key_id FROM journal_seal
+            WHERE tenant_id = %(tenant)s{"" if before is None else " AND number < %(before)s"}
+            ORDER BY number DESC LIMIT %(limit)s""",
+        before=before,
+        limit=limit,
+    )
+    return [
+        _block(*covered) | {"entry_count": count} | ({} if key_id is None else {"key_id": key_id})
+        for *covered, count, key_id in rows
+    ]
+
+
+def _block(
+    number: int, merkle_root: bytes, previous_hash: bytes, own_hash: bytes, sealed_at: datetime, signature: bytes | None
+) -> dict[str, Any]:
+    """A block as every answer shows it."""
+    block: dict[str, Any] = {
+        "number": number,
+        "merkle_root": merkle_root.hex(),
+        "previous_hash": previous_hash.hex(),
+        "hash": own_hash.hex(),
+        "sealed_at": timestamp(sealed_at),
+    }
+    if signature is not None:
+        block["signature"] = signature.hex()
+    return block
+
+
+@dataclass(frozen=True, slots=True)
+class Sealed:
+    """An entry and its place in sealed history. Without a block it has none yet."""
+
+    document: str
+    content_hash: bytes
+    block: dict[str, Any] | None
+    leaf_index: int
+    leaves: bytes
+
+
+def sealed_entry(cursor: CursorWrapper, *, entry_id: str) -> Sealed | None:
+    """What proves an entry; None when there is no such entry. One statement, and so one moment."""
+    rows = _rows(
+        cursor,
+        """SELECT e.document, e.content_hash, s.number, s.merkle_root, s.previous_hash, s.hash, s.sealed_at, s.signature,
+                  s.leaves, (SELECT count(*) FROM outbox_message o
+                   WHERE o.tenant_id = e.tenant_id AND (o.created_xid, o.entry_id) < (e.created_xid, e.id)
+                     AND (o.created_xid, o.entry_id) > (coalesce(b.last_xid, '0'),
+                                                        coalesce(b.last_entry_id, '00000000-0000-0000-0000-000000000000')))
+           FROM journal_entry e
+           LEFT JOIN LATERAL (SELECT * FROM journal_seal s
+                              WHERE s.tenant_id = e.tenant_id AND (s.last_xid, s.last_entry_id) >= (e.created_xid, e.id)
+                              ORDER BY s.last_xid, s.last_entry_id LIMIT 1) s ON true
+           LEFT JOIN journal_seal b ON b.tenant_id = e.tenant_id AND b.number = s.number - 1
+           WHERE e.tenant_id = %(tenant)s AND e.id = %(entry)s""",
+        entry=entry_id,
+    )
+    if not rows:
+        return None
+    row = rows[0]
+    block = None if row[2] is None else _block(*row[2:8])
+    return Sealed(row[0], bytes(row[1]), block, row[9], bytes(row[8] or b""))

@@ -17,11 +17,13 @@ from typing import Any, Literal
 from django.db import DatabaseError
 from django.db.backends.utils import CursorWrapper
 
+from hpts import metrics
 from hpts.pipeline import Statement
 from hpts.problems import InternalError, Problem
 from hpts.tenancy import ENTER, current_tenant, opened_transaction, tenant_transaction
 from ledger import queries
 from ledger.errors import AccountClosed, AccrualModeRefuses, PeriodClosed
+from ledger.events import EventKind
 from ledger.posting import (
     LARGE_TIMEOUT,
     ROLLBACK_TO_SAVEPOINT,
@@ -160,10 +162,15 @@ def _accrue_one(tenant_id: str, run_id: str) -> bool:
     """Accrue a free chunk, if there is one."""
 
     def attempt() -> bool:
+        began = time.monotonic()
         with tenant_transaction(tenant_id, first=LARGE_TIMEOUT) as cursor:
-            cursor.execute("SELECT number FROM accrue_chunk(%s, NULL)", (run_id,))
-            ((number,),) = cursor.fetchall()
-            return number is not None
+            cursor.execute("SELECT number, accrued FROM accrue_chunk(%s, NULL)", (run_id,))
+            ((number, accrued),) = cursor.fetchall()
+        metrics.ACCRUED_LOANS.inc(accrued or 0)
+        metrics.ACCRUAL_SECONDS.inc(time.monotonic() - began)
+        if accrued:
+            metrics.POSTINGS.labels(EventKind.ACCRUAL).inc()
+        return number is not None
 
     try:
         return with_retries(attempt)

@@ -143,6 +143,12 @@ class JsonObject(dict[str, object], Wire):
         return value
 
 
+class Hash(Pattern):
+    pattern = re.compile(r"[0-9a-f]{64}")
+    message = "A hash is 64 hexadecimal digits."
+    schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+
+
 class PlanHash(Pattern):
     pattern = re.compile(r"[0-9a-f]{64}")
     message = "A plan's hash is 64 hexadecimal digits."
@@ -829,3 +835,50 @@ class AccountRow(Answer):
 
 class Accounts(Answer):
     items: list[AccountRow]
+
+
+class Block(Answer):
+    """A block of sealed history. `hash` is the SHA-256 of the RFC 8785 JSON of `{number, merkle_root, previous_hash, tenant_id,
+    entry_count}`; `signature` the Ed25519 signature of its 32 bytes."""
+
+    number: int
+    merkle_root: Hash
+    previous_hash: Hash
+    hash: Hash
+    sealed_at: Timestamp
+    signature: Annotated[str, Meta(pattern="^[0-9a-f]{128}$")] | UnsetType = UNSET
+
+
+class Seal(Block, kw_only=True):
+    entry_count: int
+    key_id: Hash | UnsetType = UNSET
+
+
+class SealPage(Answer):
+    items: list[Seal]
+    next_page_token: PageToken | UnsetType = UNSET
+
+
+class SealKey(Answer):
+    """A key that signs blocks, or has signed some. `key_id` is the SHA-256 of its 32 bytes."""
+
+    key_id: Hash
+    algorithm: Literal["Ed25519"]
+    public_key: str
+
+
+class SealKeys(Answer):
+    items: list[SealKey]
+
+
+class EntryProof(Answer):
+    """`document` is the entry's canonical bytes in base64, `content_hash` their SHA-256. The leaf is SHA-256 of a zero byte and
+    the document, a node of a one byte and its two children; `path` leads from the leaf up to the root."""
+
+    journal_entry_id: Uuid
+    document: Annotated[str, Meta(pattern="^[A-Za-z0-9+/]+={0,2}$")]
+    content_hash: Hash
+    leaf_index: int
+    tree_size: int
+    path: list[Hash]
+    block: Block

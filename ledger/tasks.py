@@ -1,4 +1,5 @@
-"""What Celery runs for the books: accrual runs, the roll-up of accounts. Thin doors; what is lost or comes twice changes nothing.
+"""What Celery runs for the books: accrual runs, the roll-up of accounts, seals. Thin doors; what is lost or comes twice changes
+nothing.
 
 Messages carry ids alone. The tables say what is to be done, and `accrue_due`, which beat sends, reads them.
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import logging
 
 from hpts.celery import app
-from ledger import balances, queries, runs
+from ledger import balances, queries, runs, seals
 
 ACTOR = "schedule:accruals"
 # So many tasks take the chunks of one run side by side; each goes to the end of the queue after a while, so that a large
@@ -18,6 +19,9 @@ SECONDS = 5.0
 # A message that was not taken by then is thrown away: the next sweep sends another.
 EXPIRES = 60
 ROLL_UP_SECONDS = 2.0
+# Sweeps come more often than this, so that no second one waits behind a long one.
+SEALING_SECONDS = 4.0
+SEALS_EXPIRE = 10
 
 logger = logging.getLogger("hpts.ledger")
 
@@ -42,6 +46,12 @@ def accrue_due() -> None:
         except Exception:
             # One tenant's fault is not another's.
             logger.exception("the accruals of tenant %s are not looked after", tenant_id)
+
+
+@app.task(name="ledger.seal_journals", expires=SEALS_EXPIRE)
+def seal_journals() -> None:
+    """Seal what has been posted since the last sweep. What it does not get to is the next one's."""
+    seals.seal_all(seconds=SEALING_SECONDS)
 
 
 @app.task(name="ledger.roll_up_accounts", expires=ROLL_UP_SECONDS)

@@ -24,7 +24,7 @@ from hpts.problems import FieldProblem, NotFound, Problem, ValidationFailed
 from hpts.rendering import answer
 from hpts.tenancy import SNAPSHOT, tenant_transaction
 from hpts.views import APIViewSet, correlation_of
-from ledger import batch, queries
+from ledger import batch, queries, seals
 from ledger import operations as ops
 from ledger import serializers as shapes
 from ledger.chart import RECEIVABLES
@@ -49,6 +49,7 @@ from ledger.errors import (
     LoanNotFound,
     LoanStateRefuses,
     NotReversible,
+    NotSealedYet,
     PeriodClosed,
     PlanOutdated,
     ProgramExists,
@@ -59,6 +60,7 @@ from ledger.events import SETTLED
 from ledger.idempotency import Answer, Call, fingerprint, once, read_key
 from ledger.operations import Write, in_order
 from ledger.posting import Origin, Posting, Touches, opened
+from ledger.seal_keys import seal_keys
 
 S = TypeVar("S", bound=msgspec.Struct)
 
@@ -68,7 +70,9 @@ SHOWN_EXCEPTIONS = 1_000
 DATED = (EffectiveDateRefused, PeriodClosed, AmountOutOfRange)
 OF_A_LOAN = (*DATED, LoanChanged, CurrencyMismatch)
 # What some write of a batch may be refused for.
-REFUSALS = tuple(kind for kind in Problem.__subclasses__() if kind.__module__ == "ledger.errors")
+REFUSALS = tuple(
+    kind for kind in Problem.__subclasses__() if kind.__module__ == "ledger.errors" and kind is not NotSealedYet
+)
 
 
 class LedgerViewSet(APIViewSet):
@@ -362,7 +366,11 @@ class Reversals(LedgerViewSet):
 
 
 class JournalEntries(LedgerViewSet):
-    scopes: ClassVar = {"create": ops.create_journal_entry.scope, "retrieve": "hpts:ledger:read"}
+    scopes: ClassVar = {
+        "create": ops.create_journal_entry.scope,
+        "retrieve": "hpts:ledger:read",
+        "proof": "hpts:ledger:read",
+    }
 
     @posts(
         ops.create_journal_entry,
@@ -392,6 +400,52 @@ class JournalEntries(LedgerViewSet):
         if body is None:
             raise NotFound(f"There is no journal entry {journal_entry_id}.")
         return answer(body)
+
+    @operation(
+        "getJournalEntryProof", "journal", answer=shapes.EntryProof, returns="The proof", refuses=(NotSealedYet,)
+    )
+    def proof(self, request: Request, journal_entry_id: str) -> HttpResponse:
+        """Prove that an entry is in sealed history.
+
+        Whoever has kept a block's hash can hold the entry against it, without this server: examples/verify_proof.py does.
+        """
+        self.query(request, shapes.NoQuery)
+        with self.read(request) as cursor:
+            found = queries.sealed_entry(cursor, entry_id=journal_entry_id)
+        if found is None:
+            raise NotFound(f"There is no journal entry {journal_entry_id}.")
+        if found.block is None:
+            raise NotSealedYet(f"Entry {journal_entry_id} is in no block yet; ask again in a few seconds.")
+        return answer(seals.proof(journal_entry_id, found))
+
+
+class Seals(LedgerViewSet):
+    """Sealed history: blocks are made by the sealer (ledger/seals.py), never asked for."""
+
+    scopes: ClassVar = {"list": "hpts:ledger:read", "keys": "hpts:ledger:read"}
+
+    @operation(
+        "listSeals", "journal", query=shapes.Page, answer=shapes.SealPage, returns="Page of blocks, the last one first"
+    )
+    def list(self, request: Request) -> HttpResponse:
+        """The blocks of sealed history.
+
+        The first item is the head. Keep heads outside of this system: they are what its history can be held against.
+        """
+        query = self.query(request, shapes.Page)
+        paging = self.paging(request, query, order=(int,))
+        with self.read(request) as cursor:
+            found = queries.seals(cursor, before=paging.after, limit=paging.limit)
+        return answer(paging.page(found, "number"))
+
+    @operation("listSealKeys", "journal", answer=shapes.SealKeys, returns="The keys, the one in use first")
+    def keys(self, request: Request) -> HttpResponse:
+        """The public keys that verify the signatures of blocks."""
+        self.query(request, shapes.NoQuery)
+        listed = seal_keys().public
+        return answer(
+            {"items": [{"key_id": key.key_id, "algorithm": "Ed25519", "public_key": key.pem} for key in listed]}
+        )
 
 
 class Programs(LedgerViewSet):
@@ -848,6 +902,8 @@ class Batches(LedgerViewSet):
         """
         call, body = self.call(request, shapes.NewBatch)
         items = _batch_items(body)
+        if len(items) > 1:
+            self.admit(request, len(items) - 1)
         scopes = caller(request).scopes
         run = batch.all_or_nothing if body.mode == "atomic" else batch.one_by_one
         return answered(run(call, items, lambda scope: covers(scopes, scope)))
@@ -993,7 +1049,7 @@ def _stated(found: queries.Statement, loan_id: str, **span: str) -> HttpResponse
             "currency": found.currency,
             **span,
             "opening": msgspec.Raw(found.opening.encode()),
-            "entries": msgspec.Raw(f"[{','.join(found.entries)}]".encode()),
+            "entries": msgspec.Raw(found.entries.encode()),
             "closing": msgspec.Raw(found.closing.encode()),
         }
     )

@@ -18,6 +18,7 @@ from hpts.tenancy import current_tenant
 from ledger import document
 from ledger.balances import BALANCE_DIFFERENCES
 from ledger.queries import CONTROL_ACCOUNTS, first_id
+from ledger.seal_keys import seal_keys
 
 # How many rows a check names at most. The first one is what somebody will look at.
 NAMED = 10
@@ -964,6 +965,129 @@ def versions_have_no_gap(cursor: CursorWrapper, scope: Scope = EVERYTHING) -> li
     )
 
 
+# --- Sealed history --------------------------------------------------------------------------------------------------
+
+_BLOCKS = """
+    SELECT s.*, lag(s.number, 1, 0::bigint) OVER w AS before,
+           lag(s.hash, 1, decode(repeat('00', 32), 'hex')) OVER w AS before_hash,
+           lag(s.signature) OVER w AS before_signature, lag(s.last_xid, 1, '0'::xid8) OVER w AS after_xid,
+           lag(s.last_entry_id, 1, '00000000-0000-0000-0000-000000000000'::uuid) OVER w AS after_entry_id
+    FROM journal_seal s WHERE s.tenant_id = %(tenant)s WINDOW w AS (ORDER BY s.number)
+"""
+
+
+def sealed_history_holds(cursor: CursorWrapper, scope: Scope = EVERYTHING) -> list[Breach]:
+    """Every block follows the one before it, its hash and signature are its own, and its entries are, byte for byte and in order,
+    those that were sealed. (That the last blocks are still there, only a head that was kept elsewhere can say.)
+
+    Blocks and what they seal never change, so that it need not be one statement. A scope has the blocks that hold an entry behind
+    its point."""
+    params = {"tenant": current_tenant()}
+    new = "true"
+    if scope.after is not None:
+        new = "(s.last_xid, s.last_entry_id) > (%(xid)s::xid8, %(entry)s::uuid)"
+        params |= {"xid": scope.after[0], "entry": scope.after[1]}
+    cursor.execute(
+        f"""SELECT number, fault, moved, leaves, after_xid, after_entry_id, last_xid, last_entry_id
+            FROM (SELECT number, leaves, after_xid::text, after_entry_id::text, last_xid::text, last_entry_id::text,
+                         CASE WHEN number <> before + 1 THEN 'block ' || before + 1 || ' is missing before it'
+                              WHEN previous_hash <> before_hash THEN 'does not have the hash of the block before it'
+                              WHEN merkle_root <> merkle_root(leaves) THEN 'its leaves do not have its root'
+                              WHEN length(leaves) <> entry_count * 32 THEN 'says ' || entry_count || ' entries, has '
+                                                                           || length(leaves) / 32 || ' leaves'
+                              WHEN hash <> seal_hash(tenant_id, number, entry_count, merkle_root, previous_hash)
+                                  THEN 'its hash is not that of what it says'
+                              WHEN signature IS NULL AND before_signature IS NOT NULL
+                                  THEN 'is not signed, and the block before it is' END AS fault,
+                         seal_leaves(tenant_id, after_xid, after_entry_id, last_xid, last_entry_id) <> leaves AS moved
+                  FROM ({_BLOCKS}) s WHERE {new}) judged
+            WHERE fault IS NOT NULL OR moved ORDER BY number LIMIT {NAMED}""",
+        params,
+    )
+    found = []
+    for number, fault, moved, leaves, *places in cursor.fetchall():
+        if fault is not None:
+            found.append(Breach("journal_seal", {"number": number}, fault))
+        if moved:
+            found += _moved_entries(cursor, number, bytes(leaves), places)
+    cursor.execute(
+        f"SELECT coalesce(min(s.number), 0) FROM journal_seal s WHERE s.tenant_id = %(tenant)s AND {new}", params
+    )
+    ((first,),) = cursor.fetchall()
+    return (found + _forged_signatures(cursor, first))[:NAMED]
+
+
+def heads_are_kept(cursor: CursorWrapper, heads: dict[int, str]) -> list[Breach]:
+    """Blocks that somebody has kept, number and hash, which are not there any more or have another hash.
+
+    No promise that the rows could prove by themselves, and so not one of CHECKS: who can rewrite all of them is caught here."""
+    cursor.execute(
+        """SELECT number, encode(hash, 'hex') FROM journal_seal WHERE tenant_id = %s AND number = ANY (%s)""",
+        (current_tenant(), list(heads)),
+    )
+    there = dict(cursor.fetchall())
+    wrong = [number for number in sorted(heads) if there.get(number) != heads[number]]
+    return [
+        Breach(
+            "journal_seal",
+            {"number": number},
+            "is gone, and was kept elsewhere" if number not in there else "has another hash than was kept elsewhere",
+        )
+        for number in wrong[:NAMED]
+    ]
+
+
+def _moved_entries(cursor: CursorWrapper, number: int, sealed: bytes, places: list[str]) -> list[Breach]:
+    """Where a block and the journal differ: entries that are not what was sealed, leaves whose entry is gone, another order."""
+    cursor.execute(
+        """SELECT o.entry_id::text, sha256('\\x00'::bytea || convert_to(e.document, 'UTF8'))
+           FROM outbox_message o JOIN journal_entry e ON e.tenant_id = o.tenant_id AND e.id = o.entry_id
+           WHERE o.tenant_id = %s AND (o.created_xid, o.entry_id) > (%s::xid8, %s::uuid)
+             AND (o.created_xid, o.entry_id) <= (%s::xid8, %s::uuid)
+           ORDER BY o.created_xid, o.entry_id""",
+        [current_tenant(), *places],
+    )
+    present = [(entry_id, bytes(leaf)) for entry_id, leaf in cursor.fetchall()]
+    leaves = [sealed[at : at + 32] for at in range(0, len(sealed), 32)]
+    known, kept = set(leaves), {leaf for _, leaf in present}
+    strange = [entry_id for entry_id, leaf in present if leaf not in known]
+    gone = [index for index, leaf in enumerate(leaves) if leaf not in kept]
+    found = [
+        Breach("journal_entry", {"journal_entry_id": entry_id, "block": number}, "is not what was sealed")
+        for entry_id in strange[:NAMED]
+    ]
+    # An entry that has changed leaves its old leaf behind: only what is missing beyond those is gone.
+    if len(gone) > len(strange):
+        found += [
+            Breach("journal_seal", {"number": number, "leaf_index": index}, "the entry that was sealed here is gone")
+            for index in gone[:NAMED]
+        ]
+    if not found:
+        entry_id = next((entry for (entry, own), leaf in zip(present, leaves, strict=False) if own != leaf), None)
+        row = {"number": number, "journal_entry_id": entry_id}
+        found.append(Breach("journal_seal", row, "its entries are not in the order in which they were sealed"))
+    return found
+
+
+def _forged_signatures(cursor: CursorWrapper, first: int) -> list[Breach]:
+    """The first blocks from one on whose signature does not verify."""
+    keys, found, last = seal_keys(), list[Breach](), first - 1
+    while len(found) < NAMED:
+        cursor.execute(
+            """SELECT number, hash, key_id, signature FROM journal_seal
+               WHERE tenant_id = %s AND number > %s AND signature IS NOT NULL ORDER BY number LIMIT 10000""",
+            (current_tenant(), last),
+        )
+        rows = cursor.fetchall()
+        if not rows:
+            break
+        for last, own_hash, key_id, signature in rows:
+            fault = keys.fault(bytes(own_hash), key_id, bytes(signature))
+            if fault is not None:
+                found.append(Breach("journal_seal", {"number": last}, fault))
+    return found
+
+
 CHECKS: tuple[Check, ...] = (
     entries_are_whole,
     entries_balance,
@@ -990,6 +1114,7 @@ CHECKS: tuple[Check, ...] = (
     accrual_runs_add_up,
     outbox_has_each_entry_once,
     versions_have_no_gap,
+    sealed_history_holds,
 )
 
 # Those that no entry leads to: once for a proof, and not for each of its parts.
@@ -1000,5 +1125,6 @@ ONCE = frozenset(
         closed_periods_stay_as_they_were,
         keys_point_to_entries,
         outbox_has_each_entry_once,
+        sealed_history_holds,
     }
 )

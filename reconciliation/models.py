@@ -154,9 +154,30 @@ class MatchedJournalLine(TenantOwned):
         ]
 
 
+class Alert(TenantOwned):
+    """Breaks that were opened together, to be told by mail; written in their transaction. `due_at` is when it may be tried
+    (again), or while somebody sends it, when that one is given up."""
+
+    id = models.UUIDField(primary_key=True)
+    bank_account_ref = models.TextField()
+    break_count = models.IntegerField()
+    created_at = models.DateTimeField(db_default=Now())
+    due_at = models.DateTimeField(db_default=Now())
+    attempt = models.SmallIntegerField(db_default=0)
+    mailed_at = models.DateTimeField(null=True)
+
+    class Meta:
+        db_table = "reconciliation_alert"
+        indexes = [
+            models.Index(
+                fields=["tenant_id", "due_at"], name="reconciliation_alert_unsent", condition=Q(mailed_at__isnull=True)
+            )
+        ]
+
+
 class Break(TenantOwned):
     """A difference. `difference_minor` is by how much the bank has more than the books. Without a line of either side it is
-    the statement's opening balance that differs."""
+    the statement's opening balance that differs. `alert_id`: with which alert it is told."""
 
     id = models.UUIDField(primary_key=True)
     bank_account_ref = models.TextField()
@@ -171,6 +192,7 @@ class Break(TenantOwned):
     entry_id = models.UUIDField(null=True)
     sequence = models.SmallIntegerField(null=True)
     opened_at = models.DateTimeField(db_default=Now())
+    alert_id = models.UUIDField(null=True)
 
     class Meta:
         db_table = "reconciliation_break"
@@ -192,6 +214,8 @@ class Break(TenantOwned):
             # GET /reconciliation/breaks, oldest money first.
             models.Index(fields=["tenant_id", "value_date", "id"], name="reconciliation_break_listed"),
             models.Index(fields=["tenant_id", "bank_account_ref"], name="reconciliation_break_account"),
+            # What an alert tells of.
+            models.Index(fields=["tenant_id", "alert_id", "value_date"], name="reconciliation_break_alerted"),
         ]
 
 

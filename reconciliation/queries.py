@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from django.db.backends.utils import CursorWrapper
 
-from hpts.tenancy import current_tenant
-from ledger.queries import timestamp
+from hpts.metrics import Reading
+from hpts.tenancy import current_tenant, tenant_transaction
+from ledger.queries import tenant_ids, timestamp
+from reconciliation.matching import KINDS
 
 
 def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
@@ -19,6 +21,50 @@ def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...
 
 def _without_none(**members: Any) -> dict[str, Any]:
     return {name: value for name, value in members.items() if value is not None}
+
+
+# --- For operators ---------------------------------------------------------------------------------------------------
+
+
+def gauges() -> list[Reading]:
+    """Open breaks by kind, and how old and how good the last look at the books is, over all tenants."""
+    breaks: dict[str, int] = dict.fromkeys(KINDS, 0)
+    failed, unproven, unsound, oldest = 0, 0, 0, 0.0
+    for tenant_id in tenant_ids():
+        with tenant_transaction(tenant_id) as cursor:
+            found = _rows(
+                cursor,
+                """SELECT b.kind, count(*) FROM reconciliation_break b
+                   WHERE b.tenant_id = %(tenant)s
+                     AND NOT EXISTS (SELECT FROM reconciliation_resolution r
+                                     WHERE r.tenant_id = b.tenant_id AND r.break_id = b.id)
+                   GROUP BY b.kind""",
+            )
+            ((failures,),) = _rows(
+                cursor,
+                """SELECT count(*) FROM reconciliation_run
+                   WHERE tenant_id = %(tenant)s AND state = 'failed' AND finished_at > clock_timestamp() - interval '1 day'""",
+            )
+            proof = integrity(cursor)
+        for kind, count in found:
+            breaks[kind] += count
+        failed += failures
+        if proof is None:
+            unproven += 1
+        else:
+            is_sound, _, finished_at = proof
+            unsound += not is_sound
+            oldest = max(oldest, (datetime.now(UTC) - finished_at).total_seconds())
+    return [
+        *(
+            Reading("hpts_reconciliation_breaks_open", "Breaks that nobody has resolved.", count, {"kind": kind})
+            for kind, count in breaks.items()
+        ),
+        Reading("hpts_reconciliation_runs_failed", "Reconciliation runs that failed within a day.", failed),
+        Reading("hpts_proof_oldest_seconds", "How long ago the books were proven, of the tenant longest ago.", oldest),
+        Reading("hpts_proof_unsound_tenants", "Tenants whose last proof found their books broken.", unsound),
+        Reading("hpts_proof_missing_tenants", "Tenants whose books have never been proven.", unproven),
+    ]
 
 
 # --- Statements ------------------------------------------------------------------------------------------------------

@@ -11,12 +11,14 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import current_tenant
+from ledger.notices import BREAK_OPENED, notify
+from ledger.queries import timestamp
 from reconciliation import matching
 from reconciliation.accounts import BankAccount, lock
 from reconciliation.matching import TOLERANCE, Match, Movement
@@ -397,15 +399,45 @@ def _break_row(each: matching.Break, counted_on: dict[str, date], covered: _Cove
 
 
 def open_breaks(cursor: CursorWrapper, account: BankAccount, rows: Sequence[tuple[Any, ...]]) -> None:
+    """Open breaks, and have them told: by one alert for all of them, and each by a notice."""
+    if not rows:
+        return
+    alert_id = str(uuid.uuid4())
+    cursor.execute(
+        """INSERT INTO reconciliation_alert (tenant_id, id, bank_account_ref, break_count) VALUES (%s, %s, %s, %s)
+           RETURNING created_at""",
+        (current_tenant(), alert_id, account.ref, len(rows)),
+    )
+    (opened_at,) = cursor.fetchone()
     for chunk in _chunks([(str(uuid.uuid4()), *row) for row in rows]):
+        notify(cursor, BREAK_OPENED, _notices(account, opened_at, zip(*chunk, strict=True)))
         cursor.execute(
             """INSERT INTO reconciliation_break
-                   (tenant_id, bank_account_ref, id, kind, amount_minor, difference_minor, value_date, counted_on, reference,
-                    statement_id, number, entry_id, sequence)
-               SELECT %s, %s, * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::date[], %s::date[],
-                                            %s::text[], %s::uuid[], %s::int[], %s::uuid[], %s::smallint[])""",
-            (current_tenant(), account.ref, *chunk),
+                   (tenant_id, bank_account_ref, alert_id, id, kind, amount_minor, difference_minor, value_date, counted_on,
+                    reference, statement_id, number, entry_id, sequence)
+               SELECT %s, %s, %s, * FROM unnest(%s::uuid[], %s::text[], %s::bigint[], %s::bigint[], %s::date[], %s::date[],
+                                                %s::text[], %s::uuid[], %s::int[], %s::uuid[], %s::smallint[])""",
+            (current_tenant(), account.ref, alert_id, *chunk),
         )
+
+
+def _notices(account: BankAccount, opened_at: datetime, rows: Iterable[tuple[Any, ...]]) -> dict[str, dict[str, Any]]:
+    """What is told of each break, by its id."""
+    told = {}
+    for break_id, kind, amount, difference, value_date, _, reference, _, _, entry_id, _ in rows:
+        told[break_id] = {
+            "break_id": break_id,
+            "occurred_at": timestamp(opened_at),
+            "kind": kind,
+            "bank_account_ref": account.ref,
+            "currency": account.currency,
+            "amount_minor": str(amount),
+            "difference_minor": str(difference),
+            "value_date": value_date.isoformat(),
+        }
+        told[break_id] |= {} if reference is None else {"reference": reference}
+        told[break_id] |= {} if entry_id is None else {"journal_entry_id": entry_id}
+    return told
 
 
 def close_breaks(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 
+from django.conf import settings
+
 from hpts.celery import app
 from ledger.queries import tenants
-from reconciliation import proving, runs
+from reconciliation import alerts, proving, runs
 
 PROOF_SECONDS = 600.0
 logger = logging.getLogger("hpts.reconciliation")
@@ -42,6 +44,18 @@ def prove_books() -> None:
                 )
         except Exception:
             logger.exception("the books of tenant %s are not proven", tenant_id)
+
+
+@app.task(name="reconciliation.mail_alerts")
+def mail_alerts() -> None:
+    """Tell by mail of breaks that were opened. One tenant's failure is not another's."""
+    if not settings.ALERT_EMAILS:
+        return
+    for tenant_id in tenants():
+        try:
+            alerts.mail_alerts(tenant_id)
+        except Exception:
+            logger.exception("alerts of tenant %s", tenant_id)
 
 
 def announce(tenant_id: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -25,7 +26,7 @@ from django.test import Client
 
 from hpts import oauth
 from hpts.tenancy import tenant_transaction
-from ledger import masters, queries
+from ledger import masters, queries, seals
 
 # A busy machine is not a failure. A failing example prints its seed, and comes first in the next run.
 hypothesis.settings.register_profile("suite", deadline=None, print_blob=True)
@@ -110,6 +111,28 @@ def shown(answer: Any) -> Json:
     return body
 
 
+# --- Sealed history --------------------------------------------------------------------------------------------------
+
+
+def sealed(tenant_id: str, *, within: float = 30.0) -> int:
+    """Seal until every entry of the tenant is in a block; gives the number of blocks made. Other tests' transactions may hold
+    the horizon back for a moment."""
+    deadline = time.monotonic() + within
+    blocks = 0
+    while _unsealed(tenant_id):
+        assert time.monotonic() < deadline, "the entries are not sealed"
+        blocks += seals.seal(tenant_id) > 0
+    return blocks
+
+
+def _unsealed(tenant_id: str) -> int:
+    waiting = "SELECT (SELECT count(*) FROM outbox_message) - (SELECT coalesce(sum(entry_count), 0) FROM journal_seal)"
+    with in_books_of(tenant_id) as connection:
+        row = connection.execute(waiting).fetchone()
+        assert row is not None
+        return int(row[0])
+
+
 # --- Callers ---------------------------------------------------------------------------------------------------------
 
 
@@ -129,7 +152,7 @@ class Api:
         """A token as the issuer makes it, with these scopes."""
         wanted = tuple(scopes)
         if wanted not in self.tokens:
-            request: Any = SimpleNamespace(client=self.client, scopes=wanted, expires_in=3600)
+            request: Any = SimpleNamespace(client=self.client, scopes=wanted, expires_in=3600, user=None, headers={})
             self.tokens[wanted] = oauth.access_token(request)
         return self.tokens[wanted]
 
@@ -396,18 +419,19 @@ def _open_loan(cursor: Any, program_id: str, **changes: Any) -> Loan:
     return Loan(made["loan_id"], made["borrower_id"], made["program_id"], made["currency"])
 
 
+def new_lender(name: str = "Acme", timezone: str = "UTC") -> Lender:
+    tenant_id = str(uuid.uuid4())
+    with tenant_transaction(tenant_id) as cursor:
+        masters.create_tenant(cursor, name=name, currency="USD", timezone=timezone)
+        program_id = _open_program(cursor)
+        loans = [_open_loan(cursor, program_id) for _ in range(3)]
+    client, _ = oauth.register_client(tenant_id=tenant_id, scopes=ALL_SCOPES, name=name)
+    return Lender(tenant_id, program_id, loans, Api(client))
+
+
 @pytest.fixture
 def make_lender() -> Callable[..., Lender]:
-    def make(name: str = "Acme", timezone: str = "UTC") -> Lender:
-        tenant_id = str(uuid.uuid4())
-        with tenant_transaction(tenant_id) as cursor:
-            masters.create_tenant(cursor, name=name, currency="USD", timezone=timezone)
-            program_id = _open_program(cursor)
-            loans = [_open_loan(cursor, program_id) for _ in range(3)]
-        client, _ = oauth.register_client(tenant_id=tenant_id, scopes=ALL_SCOPES, name=name)
-        return Lender(tenant_id, program_id, loans, Api(client))
-
-    return make
+    return new_lender
 
 
 @pytest.fixture

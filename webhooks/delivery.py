@@ -19,6 +19,7 @@ import msgspec
 from django.db.backends.utils import CursorWrapper
 
 from hpts.tenancy import current_tenant
+from ledger.notices import BREAK_OPENED
 from ledger.queries import timestamp
 from webhooks import signing
 
@@ -66,11 +67,12 @@ class Claimed:
         """The exact bytes that are signed and sent: the same at every attempt."""
         if self.document is not None:
             members = msgspec.json.decode(self.document)
-            del members["sequence"]
+            # Of the feed alone.
+            members.pop("sequence", None)
         else:
             members = {
                 "event_type": self.event_type,
-                "journal_entry_id": NO_ENTRY,
+                "break_id" if self.event_type == BREAK_OPENED else "journal_entry_id": NO_ENTRY,
                 "occurred_at": timestamp(self.created_at),
                 "tenant_id": self.tenant_id,
             }
@@ -323,10 +325,11 @@ def claim(
                 lease_token = d.lease_token + 1, attempted_at = c.now
             FROM taken t, clock c
             WHERE d.tenant_id = %(tenant)s AND d.id = t.id
-            RETURNING d.id, d.lease_token, d.attempt, d.endpoint_id, d.sequence, d.event_type, d.created_at
+            RETURNING d.id, d.lease_token, d.attempt, d.endpoint_id, d.sequence, d.notice_id, d.event_type, d.created_at
         )
         SELECT l.id::text, l.lease_token, l.attempt, l.endpoint_id::text, e.url,
-               (SELECT v.document FROM webhook_event v WHERE v.tenant_id = %(tenant)s AND v.sequence = l.sequence),
+               coalesce((SELECT v.document FROM webhook_event v WHERE v.tenant_id = %(tenant)s AND v.sequence = l.sequence),
+                        (SELECT n.body FROM notice n WHERE n.tenant_id = %(tenant)s AND n.id = l.notice_id)),
                l.event_type, l.created_at, e.failing_since IS NOT NULL, e.secret,
                CASE WHEN e.previous_valid_until > c.now THEN e.previous_secret END
         FROM leased l

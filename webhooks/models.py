@@ -48,6 +48,18 @@ class WebhookEvent(TenantOwned):
         indexes = [models.Index(fields=["tenant_id", "occurred_at"], name="webhook_event_by_time")]
 
 
+class RelayedNotice(TenantOwned):
+    """A notice that has become deliveries. The last row of a tenant is the relay's cursor over notices."""
+
+    pk = models.CompositePrimaryKey("tenant_id", "created_xid", "notice_id")
+    created_xid = TransactionIdField()
+    notice_id = models.UUIDField()
+    relayed_at = models.DateTimeField(db_default=Now())
+
+    class Meta:
+        db_table = "webhook_notice"
+
+
 class Endpoint(TenantOwned):
     """An address of the tenant's that events are sent to. Secrets are sealed (signing.py).
 
@@ -89,7 +101,8 @@ class Endpoint(TenantOwned):
 
 
 class Delivery(TenantOwned):
-    """An event on its way to an endpoint; without a `sequence` it is a test. Its id is the `webhook-id` of every attempt.
+    """An event or a notice on its way to an endpoint; without a `sequence` or a `notice_id` it is a test. Its id is
+    the `webhook-id` of every attempt.
 
     `attempt` counts claims since the delivery was last asked for, `lease_token` counts all claims and fences what is written
     about each; `due_at` is when it may be claimed, or of a leased one when its lease ends.
@@ -98,6 +111,7 @@ class Delivery(TenantOwned):
     id = models.UUIDField(primary_key=True)
     endpoint_id = models.UUIDField()
     sequence = models.BigIntegerField(null=True)
+    notice_id = models.UUIDField(null=True)
     event_type = models.TextField()
     state = models.TextField(db_default="pending")
     due_at = models.DateTimeField(db_default=Now())
@@ -121,6 +135,14 @@ class Delivery(TenantOwned):
             ),
             models.UniqueConstraint(
                 fields=["tenant_id", "endpoint_id", "sequence"], name="webhook_delivery_one_per_event"
+            ),
+            models.UniqueConstraint(
+                fields=["tenant_id", "endpoint_id", "notice_id"],
+                condition=Q(notice_id__isnull=False),
+                name="webhook_delivery_one_per_notice",
+            ),
+            models.CheckConstraint(
+                condition=Q(sequence__isnull=True) | Q(notice_id__isnull=True), name="webhook_delivery_of_one_thing"
             ),
         ]
         # Each serves one question and holds the rows alone that it is about, so that what has been delivered costs nothing.

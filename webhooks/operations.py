@@ -136,7 +136,20 @@ def recover(cursor: CursorWrapper, endpoint_id: str, since: str) -> dict[str, An
            WHERE d.state NOT IN ('succeeded', 'leased')""",
         {"tenant": current_tenant(), "endpoint": endpoint_id, "since": since, "kinds": found["event_types"]},
     )
-    return {"webhook_endpoint_id": endpoint_id, "since": since, "delivery_count": cursor.rowcount}
+    count = cursor.rowcount
+    cursor.execute(
+        """INSERT INTO webhook_delivery AS d (tenant_id, endpoint_id, notice_id, event_type)
+           SELECT n.tenant_id, %(endpoint)s::uuid, n.id, n.event_type
+           FROM notice n
+           JOIN webhook_notice w ON w.tenant_id = n.tenant_id AND w.created_xid = n.created_xid AND w.notice_id = n.id
+           WHERE n.tenant_id = %(tenant)s AND n.created_at >= %(since)s::timestamptz AND n.event_type = ANY (%(kinds)s::text[])
+           ORDER BY n.created_xid, n.id
+           ON CONFLICT (tenant_id, endpoint_id, notice_id) WHERE notice_id IS NOT NULL DO UPDATE
+           SET state = 'pending', attempt = 0, lease_token = d.lease_token + 1, due_at = statement_timestamp(), finished_at = NULL
+           WHERE d.state NOT IN ('succeeded', 'leased')""",
+        {"tenant": current_tenant(), "endpoint": endpoint_id, "since": since, "kinds": found["event_types"]},
+    )
+    return {"webhook_endpoint_id": endpoint_id, "since": since, "delivery_count": count + cursor.rowcount}
 
 
 def redeliver(cursor: CursorWrapper, delivery_id: str) -> dict[str, Any]:

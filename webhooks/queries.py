@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from datetime import datetime
 from typing import Any, NamedTuple
 
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
-from hpts.tenancy import current_tenant
-from ledger.queries import timestamp
+from hpts.metrics import Reading
+from hpts.tenancy import current_tenant, tenant_transaction
+from ledger.queries import tenant_ids, timestamp
 from webhooks.models import UNDELIVERED
 
 # Readiness is red when an entry has waited so long for its place in the feed.
 STUCK_AFTER_SECONDS = 60.0
+# As `figures()` names them: due now, to be tried again later, on their way, and what has been given up.
+DELIVERY_STATES = ("due", "retrying", "in_flight", *UNDELIVERED)
 
 
 def _rows(cursor: CursorWrapper, sql: str, **params: Any) -> list[tuple[Any, ...]]:
@@ -52,6 +56,31 @@ def check_relay() -> None:
         ((seconds,),) = cursor.fetchall()
     if seconds is not None and seconds > STUCK_AFTER_SECONDS:
         raise RelayBehind(f"An entry has waited for {seconds:.0f} s to be announced.")
+
+
+def gauges() -> list[Reading]:
+    """What waits to be announced, over all tenants."""
+    totals: dict[str, float] = defaultdict(float)
+    oldest = {"oldest_waiting_seconds": 0.0, "oldest_due_seconds": 0.0}
+    for tenant_id in tenant_ids():
+        with tenant_transaction(tenant_id) as cursor:
+            found = figures(cursor)
+        for name in ("waiting_for_relay", *DELIVERY_STATES):
+            totals[name] += found[name]
+        oldest = {name: max(seconds, found[name] or 0.0) for name, seconds in oldest.items()}
+    return [
+        Reading("hpts_outbox_messages", "Entries that are not yet in the feed.", totals["waiting_for_relay"]),
+        Reading(
+            "hpts_outbox_oldest_seconds", "How long the oldest of them has waited.", oldest["oldest_waiting_seconds"]
+        ),
+        Reading(
+            "hpts_webhook_oldest_due_seconds", "For how long the oldest delivery is due.", oldest["oldest_due_seconds"]
+        ),
+        *(
+            Reading("hpts_webhook_deliveries", "Webhook deliveries by state.", totals[state], {"state": state})
+            for state in DELIVERY_STATES
+        ),
+    ]
 
 
 # --- Endpoints and deliveries ----------------------------------------------------------------------------------------
@@ -118,7 +147,8 @@ def deliveries(
     rows = _rows(
         cursor,
         f"""SELECT d.id::text, d.endpoint_id::text, v.entry_id::text, d.event_type, d.state, d.attempt, d.created_at,
-                   CASE WHEN d.state = 'pending' THEN d.due_at END, d.attempted_at, d.status_code, d.error, d.finished_at
+                   CASE WHEN d.state = 'pending' THEN d.due_at END, d.attempted_at, d.status_code, d.error, d.finished_at,
+                   d.notice_id::text
             FROM webhook_delivery d
             LEFT JOIN webhook_event v ON v.tenant_id = d.tenant_id AND v.sequence = d.sequence
             WHERE {" AND ".join(["d.tenant_id = %(tenant)s", *conditions])} ORDER BY d.id DESC LIMIT %(limit)s""",
@@ -140,6 +170,7 @@ def deliveries(
             last_status=row[9],
             last_error=row[10],
             finished_at=row[11],
+            break_id=row[12],
         )
         for row in rows
     ]

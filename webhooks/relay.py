@@ -1,4 +1,5 @@
-"""The relay: outbox messages become events of the tenant's feed, and each event a delivery per endpoint that wants it.
+"""The relay: outbox messages become events of the tenant's feed, and each event a delivery per endpoint that wants it. Notices,
+which tell of what is no entry, become deliveries alone.
 
 It follows the outbox by the bounded cursor (docs/adr/0006): in order of (created_xid, entry_id), and only below the oldest
 transaction that still runs, so nothing that commits late is passed by. One relay at a time works for a tenant; events, their
@@ -92,6 +93,38 @@ def _relay_some(tenant_id: str, limit: int) -> tuple[int, int]:
         if messages:
             _append(cursor, head, messages)
         return len(messages), size
+
+
+def relay_notices(tenant_id: str, *, limit: int = BATCH) -> int:
+    """Have the tenant's next notices delivered to the endpoints that name their kind, `limit` at most; gives how many."""
+    with tenant_transaction(tenant_id) as cursor:
+        cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"{tenant_id} relay",))
+        if cursor.fetchone() != (True,):
+            return 0
+        cursor.execute(
+            """WITH head AS (SELECT created_xid, notice_id FROM webhook_notice WHERE tenant_id = %(tenant)s
+                             ORDER BY created_xid DESC, notice_id DESC LIMIT 1),
+               next AS MATERIALIZED (
+                   SELECT n.created_xid, n.id, n.event_type FROM notice n
+                   WHERE n.tenant_id = %(tenant)s AND n.created_xid < pg_snapshot_xmin(pg_current_snapshot())
+                     AND (n.created_xid, n.id) > (coalesce((SELECT created_xid FROM head), '0'),
+                                                  coalesce((SELECT notice_id FROM head), '00000000-0000-0000-0000-000000000000'))
+                   ORDER BY n.created_xid, n.id LIMIT %(limit)s),
+               relayed AS (
+                   INSERT INTO webhook_notice (tenant_id, created_xid, notice_id)
+                   SELECT %(tenant)s, created_xid, id FROM next ORDER BY created_xid, id RETURNING notice_id),
+               delivered AS (
+                   INSERT INTO webhook_delivery (tenant_id, endpoint_id, notice_id, event_type)
+                   SELECT p.tenant_id, p.id, n.id, n.event_type
+                   FROM next n
+                   JOIN webhook_endpoint p ON p.tenant_id = %(tenant)s AND p.state = 'enabled'
+                                          AND n.event_type = ANY (p.event_types)
+                   ORDER BY n.created_xid, n.id
+                   ON CONFLICT DO NOTHING)
+               SELECT count(*) FROM relayed""",
+            {"tenant": tenant_id, "limit": limit},
+        )
+        return int(cursor.fetchone()[0])
 
 
 def _head(cursor: CursorWrapper) -> Head:

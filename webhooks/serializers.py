@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from msgspec import UNSET, Meta, UnsetType
 
-from hpts.fields import Description, FieldError, Flag, PageSize, PageToken, Pattern, Timestamp, Uuid, Wire
-from ledger.events import EventKind
-from ledger.serializers import Answer, Choice, Kind, Page, Request
+from hpts.fields import Description, FieldError, Flag, PageSize, PageToken, Timestamp, Uuid, Wire
+from ledger.notices import KINDS as NOTICES
+from ledger.serializers import Answer, Choice, Hash, Kind, Page, Request
 from webhooks import targets
 from webhooks.models import DELIVERY_STATES
 
@@ -33,6 +33,14 @@ class EndpointUrl(str, Wire):
             return targets.target(value).url
         except targets.TargetRefused as refusal:
             raise FieldError("target_refused", str(refusal)) from None
+
+
+class WebhookKind(Choice):
+    """What an endpoint can be told of: entries by their kind, and notices."""
+
+    choices = (*Kind.choices, *NOTICES)
+    component = "WebhookEventType"
+    schema = {"type": "string", "enum": list(choices)}
 
 
 class DeliveryState(Choice):
@@ -68,12 +76,6 @@ class Wait(int, Wire):
         return int(value)
 
 
-class Hash(Pattern):
-    pattern = re.compile(r"[0-9a-f]{64}")
-    message = "A hash is 64 hexadecimal digits."
-    schema = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
-
-
 class Secret(str, Wire):
     schema = {
         "type": "string",
@@ -91,7 +93,9 @@ class Secret(str, Wire):
 
 class NewWebhookEndpoint(Request):
     url: EndpointUrl
-    event_types: Annotated[list[Kind], Meta(max_length=len(EventKind))] | UnsetType = UNSET
+    """`event_types`: without any, entries of every kind. Notices (`reconciliationBreakOpened`) go to endpoints that name them."""
+
+    event_types: Annotated[list[WebhookKind], Meta(max_length=len(WebhookKind.choices))] | UnsetType = UNSET
     description: Description | UnsetType = UNSET
 
 
@@ -110,7 +114,7 @@ class Nothing(Request):
 class DeliveriesQuery(Page):
     webhook_endpoint_id: Uuid | UnsetType = UNSET
     state: DeliveryState | UnsetType = UNSET
-    event_type: Kind | UnsetType = UNSET
+    event_type: WebhookKind | UnsetType = UNSET
 
 
 class EventsQuery(Request):
@@ -126,7 +130,7 @@ class EventsQuery(Request):
 class WebhookEndpoint(Answer):
     webhook_endpoint_id: Uuid
     url: EndpointUrl
-    event_types: list[Kind]
+    event_types: list[WebhookKind]
     state: Literal["enabled", "disabled"]
     created_at: Timestamp
     description: Description | UnsetType = UNSET
@@ -157,15 +161,16 @@ class WebhookRecovery(Answer):
 
 
 class WebhookDelivery(Answer):
-    """Without a `journal_entry_id` it is a test."""
+    """Without a `journal_entry_id` or a `break_id` it is a test."""
 
     delivery_id: Uuid
     webhook_endpoint_id: Uuid
-    event_type: Kind
+    event_type: WebhookKind
     state: DeliveryState
     attempt: int
     created_at: Timestamp
     journal_entry_id: Uuid | UnsetType = UNSET
+    break_id: Uuid | UnsetType = UNSET
     next_attempt_at: Timestamp | UnsetType = UNSET
     last_attempt_at: Timestamp | UnsetType = UNSET
     last_status: int | UnsetType = UNSET

@@ -22,13 +22,15 @@ from typing import NamedTuple
 from weakref import WeakValueDictionary
 
 import aiohttp
+import msgspec
 from django.db import connections
 
+from hpts import metrics
 from hpts.pipeline import Statement
 from hpts.tenancy import tenant_transaction
 from webhooks import delivery, queries, sender
-from webhooks.delivery import IN_FLIGHT_PER_ENDPOINT, MOST_IN_HAND, Claimed, Hand, Result
-from webhooks.relay import BATCH, RelayStuck, relay
+from webhooks.delivery import IN_FLIGHT_PER_ENDPOINT, MOST_IN_HAND, Claimed, Hand, Outcome, Result, Verdict
+from webhooks.relay import BATCH, RelayStuck, relay, relay_notices
 
 logger = logging.getLogger(__name__)
 
@@ -167,14 +169,18 @@ class Worker:
     async def _send(self, session: aiohttp.ClientSession, gate: asyncio.Semaphore, claimed: Claimed) -> None:
         async with gate:
             del self._queued[asyncio.current_task()]  # type: ignore[arg-type]
+            began = time.monotonic()
             outcome = await sender.send(session, claimed)
+            took = time.monotonic() - began
         if outcome.succeeded:
             pace = self._pace.get(claimed.endpoint_id, IN_FLIGHT_PER_ENDPOINT)
             self._pace[claimed.endpoint_id] = min(2 * pace, MOST_IN_HAND)
         else:
             self._slow_down(claimed.endpoint_id)
         self.sent += 1
-        self._results.append(Result(claimed, outcome, delivery.verdict(claimed.attempt, outcome)))
+        verdict = delivery.verdict(claimed.attempt, outcome)
+        _count(claimed, outcome, verdict, took)
+        self._results.append(Result(claimed, outcome, verdict))
         self._wake.set()
 
     def _slow_down(self, endpoint_id: str) -> None:
@@ -207,6 +213,27 @@ class Worker:
             logger.exception("what was on its way is delivered again when its lease ends")
 
 
+def _count(claimed: Claimed, outcome: Outcome, verdict: Verdict, seconds: float) -> None:
+    """The line and the figures of an attempt."""
+    metrics.WEBHOOK_ATTEMPTS.labels(str(claimed.attempt), verdict.state).inc()
+    metrics.WEBHOOK_SECONDS.observe(seconds)
+    members: dict[str, object] = {
+        "tenant_id": claimed.tenant_id,
+        "delivery_id": claimed.delivery_id,
+        "endpoint_id": claimed.endpoint_id,
+        "attempt": claimed.attempt,
+        "operation": "deliverWebhook",
+        "status": outcome.status or 0,
+        "state": verdict.state,
+        "duration_ms": round(seconds * 1_000, 2),
+    }
+    if claimed.document is not None:
+        members["correlation_id"] = msgspec.json.decode(claimed.document).get("correlation_id")
+    if outcome.error is not None:
+        members["error"] = outcome.error
+    logger.info("webhook attempt", extra={"members": members})
+
+
 # --- In a thread with a database connection --------------------------------------------------------------------------
 
 
@@ -216,7 +243,7 @@ def relay_all() -> int:
     for work in queries.work():
         if work.to_relay:
             try:
-                most = max(most, relay(work.tenant_id))
+                most = max(most, relay(work.tenant_id), relay_notices(work.tenant_id))
             except RelayStuck as stuck:
                 logger.critical("tenant %s: %s", work.tenant_id, stuck)
             except Exception:

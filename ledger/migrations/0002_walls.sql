@@ -159,8 +159,33 @@ DECLARE
     account record;
 BEGIN
     -- Nearly every statement brings one entry in one currency on one layer. When it is sound, one look says so; whatever
-    -- is not plainly sound is looked at in full below. FILTER counts what is true, so that NULL never passes. The many lines of
-    -- an accrual look each account and each loan up once; for a few it would cost more than it saves.
+    -- is not plainly sound is looked at in full below. What is not true is not counted, so that NULL never passes. It looks
+    -- every account and loan up line by line; the many lines of an accrual, each of them once.
+    SELECT min(e.line_count) = count(*) AND min(l.sequence) = 1 AND max(l.sequence) = count(*)
+           AND sum(CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END) = 0
+           AND sum(l.amount_minor) <= 2 * 9223372036854775807::numeric
+           AND count(*) FILTER (
+               WHERE l.tenant_id = head.tenant_id AND l.entry_id = head.entry_id AND l.effective_at = head.effective_at
+                 AND l.currency = head.currency AND l.layer = head.layer
+                 AND public.journal_line_fault(l.sequence, l.amount_minor, l.direction, l.layer, l.currency, l.loan_id,
+                                               l.borrower_id, l.loan_version) IS NULL
+                 AND EXISTS (SELECT FROM public.gl_account a
+                             WHERE a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.closed_at IS NULL
+                               AND (l.loan_id IS NOT NULL OR NOT a.per_loan) OFFSET 0)
+                 AND (l.loan_id IS NULL
+                      OR EXISTS (SELECT FROM public.loan o
+                                 WHERE o.tenant_id = l.tenant_id AND o.id = l.loan_id
+                                   AND o.borrower_id = l.borrower_id AND o.currency = l.currency OFFSET 0))) = count(*)
+    INTO sound
+    FROM (SELECT n.tenant_id, n.entry_id, n.effective_at, n.currency, n.layer FROM new_line n LIMIT 1) head
+    CROSS JOIN LATERAL (SELECT h.line_count FROM public.journal_entry h
+                        WHERE h.tenant_id = head.tenant_id AND h.id = head.entry_id AND h.effective_at = head.effective_at
+                          AND h.created_xid = pg_current_xact_id() AND h.line_count <= 100 OFFSET 0) e
+    CROSS JOIN new_line l;
+    IF sound THEN
+        RETURN NULL;
+    END IF;
+
     SELECT l.tenant_id, l.entry_id, l.effective_at, l.currency, l.layer, (SELECT count(*) FROM new_line) > 100 AS many
     INTO one FROM new_line l LIMIT 1;
     IF one.many THEN
@@ -192,31 +217,6 @@ BEGIN
         IF sound THEN
             RETURN NULL;
         END IF;
-    END IF;
-    SELECT e.created_xid = pg_current_xact_id() AND e.effective_at = one.effective_at AND e.line_count = l.lines
-           AND l.sound = l.lines AND l.first = 1 AND l.last = l.lines
-           AND l.net = 0 AND l.gross <= 2 * 9223372036854775807::numeric
-    INTO sound
-    FROM (
-        SELECT count(*) AS lines, min(l.sequence) AS first, max(l.sequence) AS last, sum(l.amount_minor) AS gross,
-               sum(CASE l.direction WHEN 'DR' THEN l.amount_minor ELSE -l.amount_minor END) AS net,
-               count(*) FILTER (
-                   WHERE l.tenant_id = one.tenant_id AND l.entry_id = one.entry_id AND l.effective_at = one.effective_at
-                     AND l.currency = one.currency AND l.layer = one.layer
-                     AND public.journal_line_fault(l.sequence, l.amount_minor, l.direction, l.layer, l.currency, l.loan_id,
-                                                   l.borrower_id, l.loan_version) IS NULL
-                     AND EXISTS (SELECT FROM public.gl_account a
-                                 WHERE a.tenant_id = l.tenant_id AND a.code = l.account_code AND a.closed_at IS NULL
-                                   AND (l.loan_id IS NOT NULL OR NOT a.per_loan) OFFSET 0)
-                     AND (l.loan_id IS NULL
-                          OR EXISTS (SELECT FROM public.loan o
-                                     WHERE o.tenant_id = l.tenant_id AND o.id = l.loan_id
-                                       AND o.borrower_id = l.borrower_id AND o.currency = l.currency OFFSET 0))) AS sound
-        FROM new_line l) l,
-        public.journal_entry e
-    WHERE e.tenant_id = one.tenant_id AND e.id = one.entry_id;
-    IF sound THEN
-        RETURN NULL;
     END IF;
 
     SELECT l.entry_id, f.fault INTO bad
@@ -332,17 +332,23 @@ ALTER TABLE public.journal_entry ENABLE ALWAYS TRIGGER journal_entry_form;
 
 -- Fires per row and not per statement: an entry is a statement, and a row comes without a table of new rows to scan.
 CREATE FUNCTION public.journal_entry_wall() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    has_lines boolean;
+    is_closed boolean;
 BEGIN
-    IF NEW.created_xid IS DISTINCT FROM pg_current_xact_id()
+    -- One query for both looks. That the tenant exists follows from its lines: their accounts are the tenant's.
+    SELECT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = NEW.tenant_id AND l.entry_id = NEW.id),
+           EXISTS (SELECT FROM public.period_close c
+                   WHERE c.tenant_id = NEW.tenant_id AND c.through_date >= NEW.effective_at)
+    INTO has_lines, is_closed;
+    IF NOT has_lines OR NEW.created_xid IS DISTINCT FROM pg_current_xact_id()
        OR (NEW.posted_at BETWEEN transaction_timestamp() - interval '1 second'
                              AND clock_timestamp() + interval '1 second') IS NOT TRUE
-       OR NOT EXISTS (SELECT FROM public.journal_line l WHERE l.tenant_id = NEW.tenant_id AND l.entry_id = NEW.id)
-       OR NOT EXISTS (SELECT FROM public.tenant t WHERE t.id = NEW.tenant_id)
     THEN
         RAISE EXCEPTION USING ERRCODE = 'HP002', CONSTRAINT = 'journal_entry_whole',
             MESSAGE = format('entry %s must come with its lines, this transaction''s id and the clock''s time', NEW.id);
     END IF;
-    IF NEW.effective_at <= (SELECT max(c.through_date) FROM public.period_close c WHERE c.tenant_id = NEW.tenant_id) THEN
+    IF is_closed THEN
         RAISE EXCEPTION USING ERRCODE = 'HP009', CONSTRAINT = 'journal_entry_period_open',
             MESSAGE = format('the period of %s is closed', NEW.effective_at);
     END IF;

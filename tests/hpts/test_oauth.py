@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import datetime
 import hashlib
 import json
 import time
+from datetime import UTC, datetime
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,19 @@ from urllib.parse import quote
 
 import jwt
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 from django.core.management import CommandError, call_command
 from django.http import HttpResponse
 from django.test import Client
 from django.utils import timezone
 from oauth2_provider.models import AccessToken, RefreshToken
 
-from hpts import auth, oauth
+from deploy.partner_certs import issue
+from hpts import auth, certificates, oauth
 from hpts.models import ApiClient
 
-pytestmark = [pytest.mark.urls(__name__), pytest.mark.django_db]
+pytestmark = pytest.mark.urls(__name__)
 
 urlpatterns = oauth.urlpatterns
 
@@ -182,7 +181,7 @@ def test_a_disabled_client_gets_no_token(client: Client, registered: tuple[str, 
 
 @pytest.mark.parametrize(
     "grant_type",
-    ["password", "refresh_token", "authorization_code", "urn:ietf:params:oauth:grant-type:device_code", "nonsense"],
+    ["password", "refresh_token", "implicit", "openid", "urn:ietf:params:oauth:grant-type:device_code", "nonsense"],
 )
 def test_other_grants_are_unsupported(grant_type: str, client: Client, registered: tuple[str, str]) -> None:
     answer = ask(client, f"grant_type={quote(grant_type)}&username=a&password=b&code=c", **basic(*registered))
@@ -222,8 +221,18 @@ def test_the_metadata_names_what_is_there(client: Client, settings: Any) -> None
     assert document["issuer"] == settings.ISSUER
     assert document["token_endpoint"] == "https://ledger.test/oauth2/token"
     assert document["jwks_uri"] == "https://ledger.test/.well-known/jwks.json"
-    assert document["grant_types_supported"] == ["client_credentials"]
-    assert document["token_endpoint_auth_methods_supported"] == ["client_secret_basic", "client_secret_post"]
+    assert document["authorization_endpoint"] == "https://ledger.test/oauth2/authorize"
+    assert document["grant_types_supported"] == ["client_credentials", "authorization_code"]
+    assert document["code_challenge_methods_supported"] == ["S256"]
+    assert document["authorization_response_iss_parameter_supported"] is True
+    methods = ["client_secret_basic", "client_secret_post", "none"]
+    assert document["token_endpoint_auth_methods_supported"] == methods
+    assert "mtls_endpoint_aliases" not in document
+    settings.PARTNER_URL = "https://partner.ledger.test/"
+    document = client.get("/.well-known/oauth-authorization-server").json()
+    assert document["token_endpoint_auth_methods_supported"] == [*methods, "tls_client_auth"]
+    assert document["mtls_endpoint_aliases"] == {"token_endpoint": "https://partner.ledger.test/oauth2/token"}
+    assert document["tls_client_certificate_bound_access_tokens"] is True
     assert document["scopes_supported"] == list(oauth.SCOPES)
 
 
@@ -293,32 +302,33 @@ def test_the_command_refuses_with_a_sentence(tenant: str, scopes: str, sentence:
 
 
 def test_a_certificate_is_kept_as_its_thumbprint(tmp_path: Path) -> None:
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "partner")])
-    today = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(KEY.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(today)
-        .not_valid_after(today + datetime.timedelta(days=1))
-        .sign(KEY, hashes.SHA256())
-    )
-    der = certificate.public_bytes(serialization.Encoding.DER)
-    expected = base64.urlsafe_b64encode(hashlib.sha256(der).digest()).rstrip(b"=").decode()
-    for raw in (der, certificate.public_bytes(serialization.Encoding.PEM)):
-        (tmp_path / "partner").write_bytes(raw)
+    for encoding in (serialization.Encoding.DER, serialization.Encoding.PEM):
+        certificate = issue("partner").certificate
+        thumbprint = hashlib.sha256(certificate.public_bytes(serialization.Encoding.DER)).digest()
+        expected = base64.urlsafe_b64encode(thumbprint).rstrip(b"=").decode()
+        (tmp_path / "partner").write_bytes(certificate.public_bytes(encoding))
         out = StringIO()
         arguments = ["--tenant", TENANT, "--scopes", "hpts:ledger:read", "--certificate", str(tmp_path / "partner")]
         call_command("create_client", *arguments, "--json", stdout=out)
-        row = ApiClient.objects.get(client_id=json.loads(out.getvalue())["client_id"])
-        assert row.certificate_thumbprints == [expected]
-    (tmp_path / "partner").write_bytes(b"no certificate")
-    with pytest.raises(CommandError):
+        [kept] = certificates.listed(TENANT, json.loads(out.getvalue())["client_id"])
+        assert (kept.thumbprint, kept.subject, kept.retired_at) == (expected, "CN=partner", None)
+
+
+def test_no_client_is_left_when_its_certificate_is_refused(tmp_path: Path) -> None:
+    arguments = ["--tenant", TENANT, "--scopes", "hpts:ledger:read", "--certificate", str(tmp_path / "partner")]
+    (tmp_path / "partner").write_bytes(issue("partner").pem)
+    call_command("create_client", *arguments, stdout=StringIO())
+    before = ApiClient.objects.count()
+    ended = issue("partner", begins=datetime(2020, 1, 1, tzinfo=UTC), ends=datetime(2020, 2, 1, tzinfo=UTC))
+    with pytest.raises(CommandError, match="has this certificate already"):
         call_command("create_client", *arguments)
+    for text in (b"no certificate", ended.pem, ended.key_pem):
+        (tmp_path / "partner").write_bytes(text)
+        with pytest.raises(CommandError):
+            call_command("create_client", *arguments)
     with pytest.raises(CommandError):
         call_command("create_client", *arguments[:-1], str(tmp_path / "missing"))
+    assert ApiClient.objects.count() == before
 
 
 def test_the_documentation_lists_every_scope() -> None:

@@ -30,7 +30,9 @@ from hpts.tenancy import tenant_transaction
 from ledger import operations
 from ledger.models import Balance, GLAccount, JournalEntry, JournalLine, Loan
 from ledger.money import MAX_MINOR
+from ledger.notices import BREAK_OPENED, notify
 from ledger.serializers import NewAccrualPause
+from tests.conftest import sealed
 from tests.ledger.conftest import URLS, Books, contents, nothing_changes, onlooker, refused, scratch_database, session
 
 # Rows of the first never change; rows of the second move and never go, and what identifies them stays.
@@ -45,6 +47,8 @@ APPEND_ONLY = [
     "idempotency_key",
     "outbox_message",
     "period_close",
+    "journal_seal",
+    "notice",
 ]
 MOVING = {
     "tenant": set(),
@@ -98,6 +102,9 @@ def full() -> Books:
     books.run(operations.pause_accrual, NewAccrualPause(from_date=date(2025, 3, 1)), loan_id=books.loan.loan_id)
     assert books.accrue_by_engine("2025-12-31", program_id)["exception_count"] == 1
     books.close("2025-01-31")
+    sealed(books.tenant_id)
+    with tenant_transaction(books.tenant_id) as cursor:
+        notify(cursor, BREAK_OPENED, {str(uuid.uuid4()): {}})
     rows = contents(books.tenant_id)
     assert all(rows[table][0] > 0 for table in TABLES)
     return books
@@ -164,6 +171,8 @@ def test_no_row_is_changed_on_the_way_of_an_insert_or_a_merge(full: Books, table
         "idempotency_key": "tenant_id, key",
         "outbox_message": "tenant_id, created_xid, entry_id",
         "period_close": "tenant_id, through_date",
+        "journal_seal": "tenant_id, number",
+        "notice": "tenant_id, id",
     }[table]
     statements = [
         f"INSERT INTO {table} SELECT * FROM {table} ON CONFLICT ({key}) DO UPDATE SET tenant_id = excluded.tenant_id",

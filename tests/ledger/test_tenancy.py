@@ -22,6 +22,7 @@ from django.db.utils import DataError, OperationalError, ProgrammingError
 from hpts.pipeline import Statement
 from hpts.tenancy import TenantOwned, current_tenant, opened_transaction, tenant_transaction
 from ledger import queries
+from tests.conftest import sealed
 from tests.ledger.conftest import (
     Books,
     contents,
@@ -157,9 +158,11 @@ def test_nobody_but_the_owner_changes_rows_of_the_journal() -> None:
            WHERE a.attrelid = ANY (%s::regclass[]) AND acl.privilege_type = 'UPDATE'""",
         tenant_tables(),
     )
+    alerts = {name for table, name in columns if table == "reconciliation_alert"}
+    assert alerts == {"due_at", "attempt", "mailed_at"}
     moving = {name for table, name in columns if table == "reconciliation_run"}
     assert moving.isdisjoint({"tenant_id", "id", "as_of_date", "is_nightly", "actor", "requested_at"})
-    of_the_books = {each for each in columns if each[0] != "reconciliation_run" and not each[0].startswith("webhook_")}
+    of_the_books = {each for each in columns if not each[0].startswith(("reconciliation_", "webhook_"))}
     work = {"accrual_exception": {"code", "detail"}}  # No books: what a run could not do.
     assert of_the_books == {(table, column) for table, own in (ITS_OWN | work).items() for column in own}
 
@@ -351,11 +354,13 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
     ((entry_id,),) = books.rows("SELECT id::text FROM journal_entry ORDER BY posted_at LIMIT 1")
     for own in (books, other_books):
         own.close("2025-01-05")
+        sealed(own.tenant_id)
     runs_of_both = [
         own.accrue_by_engine("2025-02-01", own.open_program())["accrual_run_id"] for own in (books, other_books)
     ]
     day, later = date(2025, 2, 1), date(2025, 12, 31)
     pages: dict[str, Any] = {"after": None, "limit": 50}
+    recorded: dict[str, Any] = {"below": "1000000000000", "from_date": None, "to_date": None}
     asked: dict[str, list[dict[str, Any]]] = {
         "today": [{}],
         "read_chart": [{}],
@@ -385,6 +390,10 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
         "unposted_interest": [about | {"through": later} for about in ours_and_theirs],
         "interest_counted": [about | {"through": later} for about in ours_and_theirs],
         "tenant_currency": [{}],
+        "seals": [{"before": None, "limit": 50}, {"before": 2, "limit": 50}],
+        "sealed_entry": [{"entry_id": entry_id}],
+        "journal_size": [recorded | {"since": "0"}],
+        "journal_after": [recorded | {"after": ("0", queries.BEFORE_ALL), "entries": 50, "lines": 500}],
         "has_accrued": [{"program_id": of.program_id, "since": day} for of in (books, other_books)],
         "accruals_due": [{}],
         "idle_runs": [{}],

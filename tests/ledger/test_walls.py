@@ -146,8 +146,9 @@ class Draft:
         ]
         extra = {name: self.header[name] for name in ("settles_entry_id", "source_method", "external_ref")}
         extra["versions"] = [line.get("loan_version") for line in self.lines]
-        extra |= self.extra
         text = document.render(members, shown, self.header["tenant_id"])
+        extra["content_hash"] = document.content_hash(text)
+        extra |= self.extra
         connection.execute("SELECT record_posting(%s, NULL, NULL, NULL)", (json.dumps([[text, extra]]),))
 
 
@@ -217,6 +218,15 @@ def _balanced_across_layers(draft: Draft) -> None:
 
 def _of_another_borrower(draft: Draft) -> None:
     draft.lines[2]["borrower_id"] = draft.books.loans[1].borrower_id
+
+
+def _hash_of_nothing(draft: Draft) -> None:
+    draft.header["content_hash"] = b"\0" * 32
+    draft.extra["content_hash"] = "00" * 32
+
+
+def _no_hash(draft: Draft) -> None:
+    draft.extra["content_hash"] = None
 
 
 def _two_debits_above_the_range(draft: Draft) -> None:
@@ -312,7 +322,7 @@ MALFORMED = {
         _line(0, sequence=0), ("23514", "journal_line_sequence"), ("23514", "journal_line_sequence")
     ),
     "an amount above 2^63-1": Malformed(_lines(amount_minor=MAX_MINOR + 1), ("22003", None), ("22003", None)),
-    "a loan's debits above 2^63-1": Malformed(_two_debits_above_the_range, None, ("22003", None)),
+    "a loan's debits above 2^63-1": Malformed(_two_debits_above_the_range, None, ("HP003", "journal_line_balanced")),
     "a loan's balance above 2^63-1": Malformed(_balance_above_the_range, None, ("22003", None)),
     "a sum above 2^63-1": Malformed(
         _sum_above_the_range, ("HP003", "journal_line_balanced"), ("HP003", "journal_line_balanced")
@@ -351,7 +361,10 @@ MALFORMED = {
     "no kind": Malformed(
         _header(event_type="adjustment"), ("23514", "journal_entry_kind"), ("23514", "journal_entry_kind")
     ),
-    "a hash that does not fit": Malformed(_header(content_hash=b"\0" * 32), ("HP002", "journal_entry_whole"), None),
+    "a hash that does not fit": Malformed(
+        _hash_of_nothing, ("HP002", "journal_entry_whole"), ("HP002", "journal_entry_whole")
+    ),
+    "no hash": Malformed(_no_hash, None, ("HP002", "journal_entry_whole")),
     "posted yesterday": Malformed(
         _header(posted_at="2025-03-02T10:00:00.000000Z"),
         ("HP002", "journal_entry_whole"),

@@ -14,7 +14,7 @@ import pytest
 from django.db import connection
 from django.urls import get_resolver
 
-from tests.conftest import Lender, in_books_of, payment_of, posted, refused, shown
+from tests.conftest import Lender, in_books_of, payment_of, posted, refused, sealed, shown
 
 Probe = Callable[[Lender], tuple[str, str]]
 
@@ -49,8 +49,15 @@ def _run(lender: Lender) -> tuple[str, str]:
 
 
 # Path, and how to name a row that exists in a lender's books, and one that exists nowhere.
+def _sealed_entry(lender: Lender) -> tuple[str, str]:
+    entry_ids = _entry(lender)
+    sealed(lender.tenant_id)
+    return entry_ids
+
+
 PROBES: dict[str, Probe] = {
     "/v1/journal-entries/{}": _entry,
+    "/v1/journal-entries/{}/proof": _sealed_entry,
     "/v1/programs/{}": _program,
     "/v1/accrual-runs/{}": _run,
     "/v1/loans/{}": _loan,
@@ -69,6 +76,8 @@ LISTS = [
     "/v1/trial-balance?currency=USD",
     "/v1/periods",
     "/v1/accrual-runs",
+    "/v1/seals",
+    "/v1/seal-keys",
 ]
 
 
