@@ -28,9 +28,10 @@ from hpts import embedded
 from hpts.tenancy import tenant_transaction
 from ledger import merkle, queries, seals
 from ledger.events import PaymentReceived
-from ledger.management.commands import seals as commands
 from ledger.posting import Touches, opened
 from ledger.seal_keys import seal_keys
+from reconciliation import checks
+from reconciliation.management.commands import seals as commands
 from tests.conftest import sealed
 from tests.ledger.conftest import Books, open_books, race, refused, session
 
