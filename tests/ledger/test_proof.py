@@ -895,9 +895,8 @@ DAMAGES: dict[str, tuple[str, set[str], str]] = {
         "key",
     ),
     "a stored answer says another allocation": (
-        f"""UPDATE idempotency_key
-            SET response = '{{"journal_entry_id":"'
-                 || %(payment)s || '","allocation":{{"fees_minor":"7"}}}}' {OF} key = %(key)s""",
+        f"""UPDATE idempotency_key SET response = json_build_object(
+                'journal_entry_id', %(payment)s, 'allocation', json_build_object('fees_minor', '7')) {OF} key = %(key)s""",
         {"keys_point_to_entries"},
         "key",
     ),

@@ -184,6 +184,15 @@ def test_a_reader_never_sees_debits_without_credits_while_others_write() -> None
     assert shown(books, "USD", SETTLED, date(2025, 12, 31))["1000"][0] == outcomes[0]
 
 
+def test_sums_point_and_tail_are_read_by_one_snapshot_the_callers() -> None:
+    """A function that is not STABLE looks anew in each of its statements: the point would be older than the sums."""
+    with session("app") as connection:
+        rows = connection.execute(
+            "SELECT proname, provolatile FROM pg_proc WHERE proname IN ('account_balances', 'account_books') ORDER BY 1"
+        ).fetchall()
+    assert rows == [("account_balances", "s"), ("account_books", "s")]
+
+
 # --- The point -------------------------------------------------------------------------------------------------------
 
 

@@ -26,11 +26,12 @@ from django.db import DatabaseError, connections
 
 from hpts import embedded
 from hpts.tenancy import tenant_transaction
-from ledger import merkle, proof, queries, seals
+from ledger import merkle, queries, seals
 from ledger.events import PaymentReceived
-from ledger.management.commands import seals as commands
 from ledger.posting import Touches, opened
 from ledger.seal_keys import seal_keys
+from reconciliation import checks
+from reconciliation.management.commands import seals as commands
 from tests.conftest import sealed
 from tests.ledger.conftest import Books, open_books, race, refused, session
 
@@ -215,6 +216,7 @@ KILLED = """
 import os, sys, django
 django.setup()
 from ledger import seals
+from reconciliation import checks
 append = seals._append
 def wait(cursor, head):
     count = append(cursor, head)
@@ -283,7 +285,7 @@ def new_key() -> tuple[str, str]:
 
 
 @pytest.fixture
-def books_with_two_keys(books: Books, settings: Any) -> Callable[[], list[proof.Breach]]:
+def books_with_two_keys(books: Books, settings: Any) -> Callable[[], list[checks.Breach]]:
     """A chain whose key was changed; call it for what the proof says."""
     (old, old_public), (new, _) = new_key(), new_key()
     settings.SEAL_KEY, settings.PREVIOUS_SEAL_KEYS = old, ""
@@ -292,15 +294,15 @@ def books_with_two_keys(books: Books, settings: Any) -> Callable[[], list[proof.
     books.post(books.payment(books.loan, 1, "2025-03-01"))
     sealed(books.tenant_id)
 
-    def said() -> list[proof.Breach]:
+    def said() -> list[checks.Breach]:
         with tenant_transaction(books.tenant_id) as cursor:
-            return proof.sealed_history_holds(cursor)
+            return checks.sealed_history_holds(cursor)
 
     return said
 
 
 def test_old_blocks_verify_after_the_key_was_changed(
-    books: Books, books_with_two_keys: Callable[[], list[proof.Breach]], settings: Any
+    books: Books, books_with_two_keys: Callable[[], list[checks.Breach]], settings: Any
 ) -> None:
     first, second = books.rows(BLOCKS)
     assert first[6] != second[6]
@@ -317,7 +319,7 @@ def test_without_a_key_blocks_are_chained_and_not_signed(books: Books, settings:
     ((*_, key_id, signature, _),) = books.rows(BLOCKS)
     assert (key_id, signature) == (None, None)
     with tenant_transaction(books.tenant_id) as cursor:
-        assert proof.sealed_history_holds(cursor) == []
+        assert checks.sealed_history_holds(cursor) == []
 
 
 def test_a_chain_that_was_signed_is_not_continued_without_its_key(books: Books, settings: Any) -> None:
