@@ -51,8 +51,6 @@ ALTER TABLE public.outbox_message ADD CONSTRAINT outbox_message_entry
 -- them, because a night's accrual updates every one.
 ALTER TABLE public.loan SET (fillfactor = 48);
 ALTER TABLE public.loan_balance SET (fillfactor = 48);
--- The keys of the last hours, for the proof of the books: they come in order of time, and such an index costs a posting nothing.
-CREATE INDEX idempotency_key_by_time ON public.idempotency_key USING brin (tenant_id, created_at);
 
 -- 2. Nothing in the books changes ------------------------------------------------------------------------------------
 CREATE FUNCTION public.refuse_change() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -447,8 +445,8 @@ GRANT UPDATE (actor, correlation_id, started_at, finished_at) ON public.accrual_
 GRANT UPDATE (through_id, done_at) ON public.accrual_chunk TO hpts_app;
 GRANT UPDATE (code, detail), DELETE ON public.accrual_exception TO hpts_app;
 
--- What the admin asks by time. Rows come in the order of time, or nearly, so a few summaries of blocks find them and a posting
--- pays next to nothing: entries of some dates, and the key whose answer names an entry.
+-- What the admin and the proof ask by time. Rows come in the order of time, or nearly, so a few summaries of blocks find them and a posting
+-- pays next to nothing: entries of some dates, and keys (whose answer names an entry, and which the proof of the books reads).
 CREATE INDEX journal_entry_by_date ON public.journal_entry
     USING brin (tenant_id, effective_at) WITH (pages_per_range = 32, autosummarize = on);
 CREATE INDEX idempotency_key_by_time ON public.idempotency_key
