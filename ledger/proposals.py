@@ -3,7 +3,7 @@
 What is proposed is an operation of the API with its path and body, so that it meets the same shape, rule and walls. It is tried
 when it is proposed, shown as the lines that it would post, and posted in the transaction of its approval; the caller's reason is
 kept with each step. That the two are two people, that there is one decision, and that staff corrects nothing without one is
-PostgreSQL's (migrations/0008_proposals.sql); here is the message.
+PostgreSQL's (migrations/0010_proposals.sql); here is the message.
 """
 
 from __future__ import annotations
