@@ -23,7 +23,7 @@ BEGIN
         WHERE e.tenant_id = NEW.tenant_id AND e.id = NEW.entry_id AND e.created_xid = pg_current_xact_id()
           AND e.document::jsonb->>'actor' = NEW.decided_by)
     THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP013', CONSTRAINT = 'proposal_decision_posts',
+        RAISE EXCEPTION USING ERRCODE = 'HP021', CONSTRAINT = 'proposal_decision_posts',
             MESSAGE = format('the approval of proposal %s does not post entry %s', NEW.proposal_id, NEW.entry_id);
     END IF;
     RETURN NEW;
@@ -39,7 +39,7 @@ ALTER TABLE public.proposal_decision ENABLE ALWAYS TRIGGER proposal_decision_wal
 CREATE FUNCTION public.journal_entry_approved() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF NOT EXISTS (SELECT FROM public.proposal_decision d WHERE d.tenant_id = NEW.tenant_id AND d.entry_id = NEW.id) THEN
-        RAISE EXCEPTION USING ERRCODE = 'HP014', CONSTRAINT = 'journal_entry_approved',
+        RAISE EXCEPTION USING ERRCODE = 'HP022', CONSTRAINT = 'journal_entry_approved',
             MESSAGE = format('entry %s of staff corrects the books without an approved proposal', NEW.id);
     END IF;
     RETURN NULL;

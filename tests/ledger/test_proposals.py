@@ -147,7 +147,7 @@ DECIDE = """INSERT INTO proposal_decision (tenant_id, proposal_id, maker, decide
 def test_the_database_refuses_a_maker_who_decides(books: Books, decision: str) -> None:
     proposal_id = proposed(books)
     entry_id = _entry(books) if decision == "approved" else None
-    wall = ("HP013", "proposal_decision_posts") if entry_id else ("23514", "proposal_decision_two_people")
+    wall = ("HP021", "proposal_decision_posts") if entry_id else ("23514", "proposal_decision_two_people")
     with nothing_changes(books), refused(*wall), session("app", books.tenant_id) as connection:
         connection.execute(DECIDE, (books.tenant_id, proposal_id, "staff:anna", "staff:anna", decision, entry_id))
 
@@ -175,7 +175,7 @@ def test_the_database_refuses_somebody_else_who_withdraws(books: Books) -> None:
 
 def test_the_database_refuses_an_approval_that_posts_nothing(books: Books) -> None:
     proposal_id = proposed(books)
-    for entry_id, wall in ((None, ("23514", "proposal_decision_entry")), (_entry(books), ("HP013", None))):
+    for entry_id, wall in ((None, ("23514", "proposal_decision_entry")), (_entry(books), ("HP021", None))):
         with nothing_changes(books), refused(*wall), session("app", books.tenant_id) as connection:
             connection.execute(DECIDE, (books.tenant_id, proposal_id, "staff:anna", "staff:bert", "approved", entry_id))
 
