@@ -55,6 +55,8 @@ class Doors:
             # TLS ended at the proxy; links, cookies and origins are those of https.
             request.META["wsgi.url_scheme"] = "https"
             request.META[DOOR] = through
+            # Who called, as the audit log says it: the proxy has put the one address there that it saw.
+            request.META["REMOTE_ADDR"] = request.META.get("HTTP_X_FORWARDED_FOR", "")
         if through == PARTNER and (found := thumbprint(certificate)) is not None:
             request.META[CERTIFICATE] = found
         if (problem := _refusal(request)) is not None:

@@ -21,7 +21,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from django.core.management import CommandError, call_command
 from django.db import connection
-from django.test import Client
+from django.http import HttpRequest, HttpResponse
+from django.test import Client, RequestFactory
 from django.test.utils import CaptureQueriesContext
 
 from deploy.partner_certs import Pair, issue
@@ -130,6 +131,21 @@ def test_what_is_no_certificate_has_no_thumbprint() -> None:
         assert doors.thumbprint(text) is None or text == pem
     assert doors.thumbprint(quote(PAIR.key_pem.decode())) is None
     assert doors.thumbprint(quote(f"{begin}\n{'A' * 20_000}\n{end}")) is None
+
+
+def test_the_callers_address_is_the_one_that_the_proxy_saw() -> None:
+    """The audit log says it. Who is not the proxy cannot say another."""
+    seen: list[str] = []
+
+    def view(request: HttpRequest) -> HttpResponse:
+        seen.append(request.META["REMOTE_ADDR"])
+        return HttpResponse()
+
+    ask, health = doors.Doors(view), doors.ALWAYS_OPEN[0]
+    told = {"X-Forwarded-For": "198.51.100.7"}
+    for headers in (through("public", None, **told), told, through("public", None, "guessed", **told)):
+        ask(RequestFactory().get(health, headers=headers, REMOTE_ADDR="10.0.0.1"))
+    assert seen == ["198.51.100.7", "10.0.0.1", "10.0.0.1"]
 
 
 def test_health_may_be_asked_past_the_proxy_and_nothing_else() -> None:

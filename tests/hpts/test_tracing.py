@@ -105,6 +105,7 @@ def test_spans_are_sent_where_the_setting_says() -> None:
 
 
 def test_without_the_setting_nothing_is_loaded() -> None:
+    """Of ours: redis-py imports OpenTelemetry's API by itself wherever it is installed."""
     code = (
         "import sys, django; django.setup()\n"
         "import hpts.urls, hpts.celery, hpts.middleware\n"
