@@ -220,7 +220,7 @@ def loan(look: Look, loan_id: str) -> Context:
     until = asked_date(look, "until", today)
     stated = queries.statement(look.cursor, loan_id=loan_id, since=since, until=until)
     assert stated is not None
-    statement = [msgspec.json.decode(each) for each in stated.entries]
+    statement = msgspec.json.decode(stated.entries)
     opening = msgspec.json.decode(stated.opening)
     payoff = queries.payoff(look.cursor, loan_id=loan_id, as_of=today)
     return {

@@ -1250,11 +1250,9 @@ def account_sums(cursor: CursorWrapper, *, as_of: date) -> list[dict[str, Any]]:
         """SELECT a.code, a.name, a.account_type, a.normal_side, s.currency, s.layer, s.dr, s.cr,
                   CASE a.normal_side WHEN 'DR' THEN s.dr - s.cr ELSE s.cr - s.dr END AS minor
            FROM gl_account a
-           JOIN (SELECT j.account_code, j.currency, j.layer,
-                        coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'DR'), 0)::bigint AS dr,
-                        coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'CR'), 0)::bigint AS cr
-                 FROM journal_line j WHERE j.tenant_id = %(tenant)s AND j.effective_at <= %(as_of)s
-                 GROUP BY j.account_code, j.currency, j.layer) s ON s.account_code = a.code
+           JOIN (SELECT k.currency, k.layer, b.account_code, b.dr_minor::bigint AS dr, b.cr_minor::bigint AS cr
+                 FROM account_books(%(tenant)s) k
+                 CROSS JOIN account_balances(%(tenant)s, k.currency, k.layer, %(as_of)s, NULL) b) s ON s.account_code = a.code
            WHERE a.tenant_id = %(tenant)s ORDER BY s.currency, s.layer DESC, a.code""",
         as_of=as_of,
     )
