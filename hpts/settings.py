@@ -155,6 +155,7 @@ SECURE_HSTS_SECONDS = 0 if DEVELOPMENT else 31_536_000
 SECURE_HSTS_INCLUDE_SUBDOMAINS = True
 SILENCED_SYSTEM_CHECKS = [
     "axes.W002",  # its middleware is there, for the admin alone: hpts.middleware.AdminThrottle
+    "oauth2_provider.W008",  # http is for loopback addresses alone (RFC 8252): hpts.oauth.register_reader
     "security.W003",  # forgery protection is there, for the admin alone: hpts.middleware.AdminForgeryProtection
     "security.W008",  # the proxy in front, where TLS ends, redirects
     "security.W021",  # whether a domain goes into the browsers' lists is its owner's to say
@@ -252,7 +253,7 @@ OAUTH2_PROVIDER = {
     "COMPLIANT_BCP_RFC9700_AUTHZ_RESPONSE_ISS": True,
     "COMPLIANT_BCP_RFC9700_TOKEN_STORAGE": True,
     "COMPLIANT_BCP_RFC9700_REFRESH_TOKEN": True,
-    "COMPLIANT_BCP_RFC9700_REDIRECT_URI_SCHEME": True,
+    "COMPLIANT_BCP_RFC9700_REDIRECT_URI_SCHEME": False,
     "COMPLIANT_BCP_RFC9700_REDIRECT_URI_MATCHING": True,
 }
 # The first one hashes passwords of people; the other is for generated client secrets alone.

@@ -24,7 +24,7 @@ Unmoved = Callable[[], AbstractContextManager[None]]
 CATALOGUE = list(problems.catalogue())
 CODES = [kind.code for kind in CATALOGUE]
 
-# The contract's codes. Those of operations that do not exist yet are missing from the catalogue, and none is added to it.
+# The contract's codes; and those of breaks and of proposals, which it does not name.
 CONTRACT = {
     400: "validation_failed malformed_json idempotency_key_required idempotency_key_invalid invalid_page_token",
     401: "invalid_token",
@@ -33,13 +33,14 @@ CONTRACT = {
     405: "method_not_allowed",
     406: "not_acceptable",
     409: "idempotency_in_progress already_reversed already_settled already_returned accrual_already_posted "
-    "duplicate_external_ref loan_exists program_exists plan_outdated",
+    "duplicate_external_ref loan_exists program_exists plan_outdated already_resolved proposal_decided",
     412: "loan_changed",
     413: "payload_too_large",
     415: "unsupported_media_type",
     422: "idempotency_mismatch loan_not_found borrower_mismatch currency_mismatch account_not_found unbalanced_entry "
     "amount_exceeds_balance amount_exceeds_limit amount_out_of_range account_closed entry_not_found program_not_found "
-    "accrual_mode_refuses loan_state_refuses effective_date_refused period_closed not_reversible",
+    "accrual_mode_refuses loan_state_refuses effective_date_refused period_closed not_reversible resolution_refused "
+    "own_proposal",
     429: "rate_limited",
     500: "internal_error",
     503: "busy unavailable",
