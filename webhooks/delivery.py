@@ -310,15 +310,16 @@ def claim(
                                  ELSE greatest(CASE WHEN e.failing_since IS NOT NULL THEN %(each_failing)s
                                                     ELSE coalesce(h.pace, %(each)s) END - coalesce(h.held, 0), 0) END) o) d
             WHERE e.tenant_id = %(tenant)s AND e.state = 'enabled' AND (e.paused_until <= c.now) IS NOT FALSE
+        ), placed AS MATERIALIZED (
+            SELECT due.*, row_number() OVER (PARTITION BY failing ORDER BY turn, due_at) AS place FROM due
+        ), open AS MATERIALIZED (
+            -- What may be taken: endpoints that fail and find no room now do not stand before those that are well.
+            SELECT placed.*, dense_rank() OVER (PARTITION BY others ORDER BY endpoint_id) AS number
+            FROM placed WHERE NOT failing OR place <= %(failing)s
         ), taken AS MATERIALIZED (
-            SELECT t.endpoint_id, t.id
-            FROM (SELECT due.*, row_number() OVER (PARTITION BY failing ORDER BY turn, due_at) AS place,
-                         dense_rank() OVER (PARTITION BY due.others ORDER BY endpoint_id) AS number
-                  FROM due) t
-            WHERE (NOT t.failing OR t.place <= %(failing)s)
-              AND (NOT t.others OR NOT %(shared)s
-                   OR t.number <= (SELECT (count(DISTINCT d.endpoint_id) + 1) / 2 FROM due d WHERE d.others))
-            ORDER BY t.turn, t.due_at LIMIT %(limit)s
+            SELECT endpoint_id, id FROM open
+            WHERE NOT others OR NOT %(shared)s OR number <= (SELECT (max(o.number) + 1) / 2 FROM open o WHERE o.others)
+            ORDER BY turn, due_at LIMIT %(limit)s
         ), leased AS (
             UPDATE webhook_delivery d
             SET state = 'leased', due_at = c.now + make_interval(secs => %(lease)s), attempt = d.attempt + 1,
