@@ -36,8 +36,7 @@ def state_of_banks(look: Look) -> Context:
 
 @site.panel(70, title="Is the ledger proven?", template="books/reconciliation/proof.html", width="whole")
 def proof(look: Look) -> Context:
-    runs = queries.run_rows(look.cursor, state="complete", after=None, limit=1)
-    return {"run": runs[0] if runs else None}
+    return {"proof": queries.last_proof(look.cursor)}
 
 
 @site.page(

@@ -339,6 +339,16 @@ def run_shown(cursor: CursorWrapper, *, run_id: str) -> dict[str, Any] | None:
     return found[0] if found else None
 
 
+def last_proof(cursor: CursorWrapper) -> dict[str, Any] | None:
+    """The latest proof of the books, with what it found first."""
+    found = _as_dicts(
+        cursor,
+        """SELECT is_full, entry_count, line_count, breach_count, breaches::json AS breaches, actor, finished_at
+           FROM reconciliation_proof WHERE tenant_id = %(tenant)s ORDER BY finished_at DESC LIMIT 1""",
+    )
+    return found[0] if found else None
+
+
 def bank_account_rows(cursor: CursorWrapper) -> list[dict[str, Any]]:
     """Each bank account with its latest statement and how many of its breaks are open, and how much they make."""
     return _as_dicts(
