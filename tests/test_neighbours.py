@@ -383,7 +383,7 @@ UUIDS = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 TIMES = re.compile(r"\d{4}-\d\d-\d\dT[\d:.]+Z")
 HASHES = re.compile(r"\b[0-9a-f]{64}\b")
 # Of the connection, not of the answer.
-UNHEARD = {"X-Request-Id", "Content-Length"}
+UNHEARD = {"X-Request-Id", "Content-Length", "RateLimit-Limit", "RateLimit-Remaining", "RateLimit-Reset"}
 
 
 def comparable(answer: HttpResponse, asked_for: str) -> tuple[Any, ...]:

@@ -7,6 +7,7 @@ import contextlib
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import signal
 import socket
@@ -25,6 +26,8 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID
+from django.conf import settings
+from django.test import override_settings
 
 from deploy import partner_certs, partner_host
 from deploy.partner_certs import Pair, issue
@@ -135,10 +138,20 @@ def house() -> Iterator[House]:
     partner_certs.revoke(directory, "gone")
     ports = {"direct": free_port(), "public": free_port(), "partner": free_port()}
     # As in production: no development's liberties.
-    environment = {"HPTS_DEVELOPMENT": "0", "HPTS_WEB_WORKERS": "1", "HPTS_WEB_THREADS": "4"}
+    issuer = f"https://localhost:{ports['public']}"
+    environment = {
+        "HPTS_DEVELOPMENT": "0",
+        "HPTS_ISSUER": issuer,
+        "HPTS_SECRET_KEY": secrets.token_urlsafe(64),
+        "HPTS_WEBHOOK_KEYS": secrets.token_urlsafe(48),
+        "HPTS_METRICS_TOKEN": "",
+        "HPTS_WEB_WORKERS": "1",
+        "HPTS_WEB_THREADS": "4",
+    }
     application = server_command(f"127.0.0.1:{ports['direct']}")
     nginx = proxy(directory, f"127.0.0.1:{ports['direct']}", ports["public"], ports["partner"])
     with (
+        override_settings(ISSUER=issuer),
         running(application, signal.SIGQUIT, [ports["direct"]], directory / "application.log", **environment),
         running(nginx, signal.SIGTERM, [ports["public"], ports["partner"]], directory / "nginx.log"),
     ):
@@ -199,7 +212,7 @@ def kept_out(heard: Heard) -> None:
 def signed(**claims: Any) -> str:
     """A token of the own issuer with other claims than it would give."""
     keys, now = oauth.signing_keys(), int(time.time())
-    times = {"iss": "http://localhost:3000", "aud": "hpts", "iat": now, "nbf": now, "exp": now + 600, "jti": "j"}
+    times = {"iss": settings.ISSUER, "aud": "hpts", "iat": now, "nbf": now, "exp": now + 600, "jti": "j"}
     return jwt.encode(times | claims, keys.private, "RS256", headers={"typ": "at+jwt", "kid": keys.kid})
 
 
