@@ -912,6 +912,33 @@ def accrual_runs_add_up(cursor: CursorWrapper, scope: Scope = EVERYTHING) -> lis
     )
 
 
+def corrections_of_staff_are_approved(cursor: CursorWrapper, scope: Scope = EVERYTHING) -> list[Breach]:
+    """A reversal or an adjustment in the name of a person has a proposal that somebody else made and this person approved; and
+    each approval has its entry."""
+    return _breaches(
+        cursor,
+        scope,
+        f"""SELECT 'journal_entry', json_build_object('id', e.id),
+                   'is a correction by ' || said.actor || ' that nobody else proposed'
+            FROM (SELECT * FROM journal_entry e
+                  WHERE e.tenant_id = %(tenant)s AND e.event_type IN ('reversal', 'manual_adjustment')
+                    AND e.document LIKE '{{"actor":"staff:%%' {scope.entries_of("e.id")}) e
+            CROSS JOIN LATERAL (SELECT e.document::jsonb->>'actor' AS actor) said
+            WHERE NOT EXISTS (
+                SELECT FROM proposal_decision d JOIN proposal p ON p.tenant_id = d.tenant_id AND p.id = d.proposal_id
+                WHERE d.tenant_id = e.tenant_id AND d.entry_id = e.id AND d.decision = 'approved'
+                  AND d.decided_by = said.actor AND d.maker = p.maker AND p.maker <> d.decided_by)
+            UNION ALL
+            SELECT 'proposal_decision', json_build_object('proposal_id', d.proposal_id),
+                   CASE WHEN p.id IS NULL THEN 'decides a proposal that is not there'
+                        ELSE 'approved an entry that is not there' END
+            FROM proposal_decision d
+            LEFT JOIN proposal p ON p.tenant_id = d.tenant_id AND p.id = d.proposal_id
+            LEFT JOIN journal_entry e ON e.tenant_id = d.tenant_id AND e.id = d.entry_id
+            WHERE d.tenant_id = %(tenant)s AND (p.id IS NULL OR (d.decision = 'approved' AND e.id IS NULL))""",
+    )
+
+
 def outbox_has_each_entry_once(cursor: CursorWrapper, scope: Scope = EVERYTHING) -> list[Breach]:
     """I8. Every entry has exactly one outbox message, written by its own transaction. Its latest are found by their ids, which
     begin with the time of posting: an entry without a message is nowhere in the order of the outbox."""
@@ -1112,6 +1139,7 @@ CHECKS: tuple[Check, ...] = (
     interest_is_posted_once,
     interest_is_exact,
     accrual_runs_add_up,
+    corrections_of_staff_are_approved,
     outbox_has_each_entry_once,
     versions_have_no_gap,
     sealed_history_holds,

@@ -27,11 +27,12 @@ from django.http import HttpResponse
 
 from hpts import embedded
 from hpts.tenancy import TenantManager
+from ledger import seals
 from tests.conftest import Json, Lender, in_books_of, new_key, posted, shown
 from tests.ledger.api.conftest import OWN_CODES, WRITES
 from tests.plugin import LONG
 from tests.reconciliation.conftest import Bank
-from tests.webhooks.conftest import register
+from tests.webhooks.conftest import eventually, register
 from webhooks.relay import relay
 
 DOCUMENT: Json = yaml.safe_load((embedded.ROOT / "docs" / "openapi.yaml").read_text())
@@ -292,6 +293,18 @@ def _close_two(lender: Lender) -> None:
     lender.api.close_period("2025-12-31")
 
 
+def _proof(lender: Lender) -> list[Request]:
+    (asked,) = _entry(lender)
+    eventually(lambda: seals.seal(lender.tenant_id) > 0, within=30, what="the entry is sealed")
+    return [Request(f"{asked.path}/proof")]
+
+
+def _seal_two(lender: Lender) -> None:
+    for _ in range(2):
+        _entry(lender)
+        eventually(lambda: seals.seal(lender.tenant_id) > 0, within=30, what="the entry is sealed")
+
+
 def _entry(lender: Lender) -> list[Request]:
     return [Request(f"/v1/journal-entries/{lender.api.pay(lender.loan, 5, '2026-01-05')['journal_entry_id']}")]
 
@@ -327,6 +340,9 @@ PROBES: dict[str, Prepare] = {
     "getAccountBalance": lambda lender: [Request(f"/v1/accounts/{own_account(lender)}/balance", {"currency": "USD"})],
     "getTrialBalance": read("/v1/trial-balance", currency="USD"),
     "getJournalEntry": _entry,
+    "getJournalEntryProof": _proof,
+    "listSeals": page_of("/v1/seals", of=_seal_two),
+    "listSealKeys": read("/v1/seal-keys"),
     "getProgram": lambda lender: [Request(f"/v1/programs/{lender.program_id}")],
     "getLoan": of_the_loan(""),
     "getLoanBalance": of_the_loan("/balance"),

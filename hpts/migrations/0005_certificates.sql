@@ -35,6 +35,7 @@ ALTER TABLE public.client_certificate ENABLE ALWAYS TRIGGER client_certificate_s
 
 REVOKE ALL ON public.client_certificate FROM PUBLIC;
 GRANT SELECT, INSERT, UPDATE (retired_at, retired_reason) ON public.client_certificate TO hpts_app;
+GRANT SELECT ON public.client_certificate TO hpts_readonly;
 GRANT SELECT, INSERT, DELETE ON public.hpts_apiclient_people TO hpts_app;
 
 -- reverse

@@ -100,13 +100,13 @@ def onlooker() -> psycopg.Connection[Any]:
 
 @cache
 def tenant_tables() -> list[str]:
-    """Every table with rows of tenants, as PostgreSQL knows them. Clients are read before any tenant is known."""
+    """Every table with rows of tenants, as PostgreSQL knows them. Clients and people are read before any tenant is known."""
     rows = onlooker().execute(
         """SELECT c.relname FROM pg_class c
            WHERE c.relnamespace = 'public'::regnamespace AND c.relkind IN ('r', 'p')
              AND (c.relname = 'tenant' OR EXISTS (SELECT FROM pg_attribute a
                   WHERE a.attrelid = c.oid AND a.attname = 'tenant_id' AND NOT a.attisdropped))
-             AND c.relname <> 'hpts_apiclient'
+             AND c.relname NOT IN ('hpts_apiclient', 'hpts_staff')
            ORDER BY 1"""
     )
     return [name for (name,) in rows.fetchall()]

@@ -18,8 +18,9 @@ from django.apps import apps
 from django.db import connections, transaction
 from django.db.backends.utils import CursorWrapper
 
+from hpts.audit import Caller
 from hpts.tenancy import tenant_transaction
-from ledger import operations, queries
+from ledger import operations, proposals, queries
 from ledger.events import (
     PENDING,
     ChargeOff,
@@ -31,9 +32,10 @@ from ledger.events import (
     SuspenseAllocated,
 )
 from ledger.money import MAX_MINOR
+from ledger.proposals import Proposed
 from ledger.serializers import NewAccrualPause, NewReplan, NewRestructure
 from reconciliation import checks
-from tests.conftest import sealed
+from tests.conftest import line, sealed
 from tests.ledger.conftest import URLS, Books, caught_up, new_key, open_books, tenant_tables
 
 UNKNOWN = "00000000-0000-4000-8000-00000000dead"
@@ -68,7 +70,7 @@ def story(open_database: None) -> Story:
     fee = books.post(books.fee(lent, 70, "2025-02-21"))
     books.post(books.disbursement(other, 5_000, "2025-03-01", PENDING))
     books.post(books.adjustment("2025-03-02", Line("1000", "DR", 900, "USD"), Line("3000", "CR", 900, "USD")))
-    serviced = _serviced(books) | _accrued_by_engine(books)
+    serviced = _serviced(books) | _accrued_by_engine(books) | _corrected_by_staff(books)
     sealed(books.tenant_id)
     # Two blocks more, the first of them of two entries.
     for _ in range(2):
@@ -104,6 +106,20 @@ def story(open_database: None) -> Story:
         "three": 3,
     }
     return Story(books, names)
+
+
+def _corrected_by_staff(books: Books) -> dict[str, str]:
+    """An adjustment that one person proposed and another one approved."""
+    anna, bert = (Caller(f"staff:{name}", books.tenant_id, reason="The bank says so") for name in ("anna", "bert"))
+    body = {
+        "effective_at": "2025-03-03",
+        "description": "Interest of the bank",
+        "lines": [line("1000", "DR", 3), line("4000", "CR", 3)],
+    }
+    proposed = Proposed("createJournalEntry", {}, body)
+    proposal_id = proposals.propose(anna, new_key(), proposed)
+    entry_id = proposals.approve(bert, proposal_id, proposals.preview(bert, proposed).digest)
+    return {"proposal": proposal_id, "approved": entry_id}
 
 
 def _accrued_by_engine(books: Books) -> dict[str, str]:
@@ -221,6 +237,27 @@ REHASH = f"{E} content_hash = sha256(convert_to(document, 'UTF8')) {OF} id = %(p
 ROOT = "UPDATE journal_seal SET merkle_root = merkle_root(leaves)"
 HASH = "UPDATE journal_seal SET hash = seal_hash(tenant_id, number, entry_count, merkle_root, previous_hash)"
 DAMAGES: dict[str, tuple[str, set[str], str]] = {
+    # Corrections of staff
+    "the proposal of a correction is gone": (
+        f"DELETE FROM proposal {OF} id = %(proposal)s",
+        {"corrections_of_staff_are_approved"},
+        "approved",
+    ),
+    "a correction was proposed by the one who approved it": (
+        f"UPDATE proposal SET maker = 'staff:bert' {OF} id = %(proposal)s",
+        {"corrections_of_staff_are_approved"},
+        "approved",
+    ),
+    "a correction has been approved by nobody": (
+        f"UPDATE proposal_decision SET decision = 'rejected', entry_id = NULL {OF} proposal_id = %(proposal)s",
+        {"corrections_of_staff_are_approved"},
+        "approved",
+    ),
+    "an approval names an entry that is not there": (
+        f"UPDATE proposal_decision SET entry_id = %(unknown)s {OF} proposal_id = %(proposal)s",
+        {"corrections_of_staff_are_approved"},
+        "proposal",
+    ),
     # Sums of accounts
     "a day's sum is wrong": (
         f"{S} dr_minor = dr_minor + 1 {OF} span = 'day' AND account_code = '1000' AND starts_on = '2025-02-15'",

@@ -39,8 +39,8 @@ from tests.ledger.conftest import (
 )
 from tests.ledger.test_immutability import ITS_OWN
 
-# The path of a request: authentication reads clients before any tenant is known.
-NOT_BEHIND_ROW_SECURITY = {"hpts_apiclient"}
+# The path of a request: authentication reads clients and people before any tenant is known.
+NOT_BEHIND_ROW_SECURITY = {"hpts_apiclient", "hpts_apiclient_people", "hpts_staff"}
 
 
 def catalogue(query: str, *parameters: object) -> list[tuple[Any, ...]]:
@@ -54,7 +54,7 @@ def test_the_tables_of_tenants_are_known() -> None:
     """A new table with a tenant_id comes under every test here by itself; a tenant's table without one would not."""
     rows = catalogue(
         """SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'p')
-           AND relname !~ '^(auth|django|oauth2_provider)_'"""
+           AND relname !~ '^(auth|axes|django|oauth2_provider|otp)_'"""
     )
     assert {name for (name,) in rows} == {*tenant_tables(), *NOT_BEHIND_ROW_SECURITY}
     assert "journal_line" in tenant_tables()
@@ -165,7 +165,11 @@ def test_nobody_but_the_owner_changes_rows_of_the_journal() -> None:
     moving = {name for table, name in columns if table == "reconciliation_run"}
     assert moving.isdisjoint({"tenant_id", "id", "as_of_date", "is_nightly", "actor", "requested_at"})
     of_the_books = {each for each in columns if not each[0].startswith(("reconciliation_", "webhook_"))}
-    work = {"accrual_exception": {"code", "detail"}}  # No books: what a run could not do.
+    # No books: what a run could not do, and certificates that end.
+    work = {
+        "accrual_exception": {"code", "detail"},
+        "client_certificate": {"retired_at", "retired_reason"},
+    }
     assert of_the_books == {(table, column) for table, own in (ITS_OWN | work).items() for column in own}
 
 
@@ -371,6 +375,12 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
         )
         for own in (books, other_books)
     ]
+    entries_of_both, keys_of_both = list[str](), list[str]()
+    for own in (books, other_books):
+        keys_of_both.append(new_key())
+        own.once(keys_of_both[-1], own.payment(own.loan, 1, "2025-03-01", ref="shared"))
+        ((last,),) = own.rows("SELECT id::text FROM journal_entry ORDER BY id DESC LIMIT 1")
+        entries_of_both.append(last)
     day, later = date(2025, 2, 1), date(2025, 12, 31)
     pages: dict[str, Any] = {"after": None, "limit": 50}
     recorded: dict[str, Any] = {"below": "1000000000000", "from_date": None, "to_date": None}
@@ -415,6 +425,34 @@ def test_the_statements_alone_show_one_tenant(books: Books, other_books: Books) 
         **{name: [{"run_id": run_id} for run_id in runs_of_both] for name in ("accrual_run", "run_progress")},
         "accrual_exceptions": [{"run_id": run_id, "limit": 50} for run_id in runs_of_both],
         "statement": [about | {"since": None, "until": later} for about in ours_and_theirs],
+        # What the admin's pages ask.
+        "tenant_of_transaction": [{}],
+        "proposal_rows": [{"state": None, "maker": None} | pages],
+        "postings_of_day": [{}],
+        "postings_by_date": [{"since": day, "until": later}],
+        "account_sums": [{"as_of": later}],
+        "entries": [dict.fromkeys(("kind", "layer", "since", "until", "reference")) | pages],
+        **{name: [{"entry_id": of} for of in entries_of_both] for name in ("entry_shown", "entry_sums", "entry_chain")},
+        "entry_lines": [{"entry_id": of, "limit": 50} for of in entries_of_both],
+        "loan_rows": [{"on": day} | dict.fromkeys(("state", "program", "borrower")) | pages],
+        **dict.fromkeys(("loan_terms_of", "loan_balance_rows"), ours_and_theirs),
+        "account_days": [{"code": "1000", "since": day, "until": later}],
+        "account_tail": [{"code": "1000"} | pages],
+        "cash_lines": [{"code": "1000", "currency": "USD", "since": day, "until": later}],
+        "accrual_run_rows": [{"program": None} | pages],
+        "run_entries": [{"run_id": run_id, "limit": 50} for run_id in runs_of_both],
+        "programs_behind": [{"yesterday": later}],
+        "program_rows": [{"on": day} | pages],
+        "program_terms": [{"program_id": of.program_id} for of in (books, other_books)],
+        "period_shown": [{"through": "2025-01-05"}],
+        "period_rows": [pages],
+        "key_rows": [{"prefix": None} | pages],
+        "key_shown": [{"key": key} for key in keys_of_both],
+        "outbox_rows": [pages],
+        "called": [{"uuid": of} for of in (*entries_of_both, *(each["loan_id"] for each in ours_and_theirs))],
+        "entries_called": [{"uuids": entries_of_both}],
+        "referred": [{"reference": "shared"}],
+        "of_amount": [{"minor": [7, 100_000]}],
         "balance_changes": [
             about | {"as_of": later, "known_after": "2025-01-01T00:00:00Z", "known_at": "2999-01-01T00:00:00Z"}
             for about in ours_and_theirs
