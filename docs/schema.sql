@@ -6989,6 +6989,7 @@ GRANT SELECT ON TABLE public.bank_statement_line TO hpts_readonly;
 --
 
 GRANT SELECT,INSERT ON TABLE public.client_certificate TO hpts_app;
+GRANT SELECT ON TABLE public.client_certificate TO hpts_readonly;
 
 
 --
