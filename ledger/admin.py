@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -205,6 +205,20 @@ def loans(look: Look) -> Context:
         empty="There is no loan yet. Make one with POST /v1/loans.",
         on=look.tenant.today,
     )
+
+
+@site.part("entry", title="Sealed history", template="books/ledger/sealed.html")
+def seal_of_entry(look: Look, entry_id: str) -> Context:
+    found = queries.sealed_entry(look.cursor, entry_id=entry_id)
+    if found is None or found.block is None:
+        return {}
+    return {
+        "entry_id": entry_id,
+        "block": found.block,
+        "sealed_at": datetime.fromisoformat(found.block["sealed_at"]),
+        "leaf": found.leaf_index + 1,
+        "leaves": len(found.leaves) // 32,
+    }
 
 
 @site.page("loans/<id:loan_id>/", "loan", title="Loan", template="books/ledger/loan.html")
