@@ -26,6 +26,7 @@ from hpts.access import VIEW_BOOKS, Access, choose_tenant
 from hpts.acting import caller_of
 from hpts.audit import Caller
 from hpts.models import ApiClient, Staff
+from hpts.oauth import UUID
 from hpts.site import site
 
 # What a list of tenants shows at most; a platform with more finds them by name.
@@ -100,13 +101,16 @@ class PersonForm(forms.ModelForm):  # type: ignore[type-arg]
             "groups": "What the person may do.",
         }
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, turned_to: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         listed = site.tenants(name="", limit=TENANTS_SHOWN)
         staff: Staff | None = getattr(self.instance, "staff", None) if self.instance.pk else None
         bound = str(staff.tenant_id) if staff is not None and staff.tenant_id else None
-        if bound is not None and bound not in dict(listed):
-            listed += site.tenants(tenant_id=bound)
+        # A platform may have more tenants than a list can show: also the one that is kept, the one whose books are open, and the
+        # one that is asked for.
+        for tenant_id in (bound, turned_to, self.data.get("books")):
+            if tenant_id and UUID.fullmatch(tenant_id) and tenant_id not in dict(listed):
+                listed += site.tenants(tenant_id=tenant_id)
         books: Any = self.fields["books"]
         books.choices = [("", "Choose ..."), *listed, (EVERY_TENANT, "Every tenant (platform staff)")]
         if staff is not None:
@@ -147,7 +151,7 @@ def people(request: HttpRequest, access: Access) -> HttpResponse:
 @site.door("people/new/", "new_person", title="New account", permission=ADD_PEOPLE, platform=True)
 def new_person(request: HttpRequest, access: Access) -> HttpResponse:
     """Make an account; it has no password until the next page sets one."""
-    form = PersonForm(request.POST or None)
+    form = PersonForm(request.POST or None, turned_to=access.tenant_id)
     if request.method == "POST" and form.is_valid():
         made = form.save()
         _record_person(request, access, "createPerson", made)
@@ -177,7 +181,7 @@ def _person(person_id: int) -> User:
 def person(request: HttpRequest, access: Access, person_id: int) -> HttpResponse:
     """Change an account, its groups and its tenant."""
     about = _person(person_id)
-    form = PersonForm(request.POST or None, instance=about)
+    form = PersonForm(request.POST or None, instance=about, turned_to=access.tenant_id)
     if request.method == "POST" and form.is_valid():
         _record_person(request, access, "changePerson", form.save())
         messages.success(request, f"{about.username} has been saved.")

@@ -149,8 +149,10 @@ def test_the_callers_address_is_the_one_that_the_proxy_saw() -> None:
 
 
 def test_health_may_be_asked_past_the_proxy_and_nothing_else() -> None:
-    for path in doors.ALWAYS_OPEN:
-        assert get(path).status_code == 200
+    live, ready = (get(path).status_code for path in doors.ALWAYS_OPEN)
+    # Ready or not, it answers: entries of other tests may wait to be announced.
+    assert live == 200
+    assert ready in (200, 503)
     for path in (READ, "/", "/admin/", "/oauth2/token", "/v1/health/live/", "/v1/openapi.json", "/problems/busy"):
         refused(get(path), 400, "validation_failed")
     for said in ("", "public", f"public  {SECRET}", f"other {SECRET}", f"direct {SECRET}", f"PUBLIC {SECRET}", SECRET):
