@@ -12,6 +12,9 @@ from tests import browser as real
 from tests.admin.conftest import PASSWORD, Rich, make_person
 from tests.conftest import Lender
 
+# As long as other tests wait for something: the server of these pages shares its processors with the rest of the run.
+expect.set_options(timeout=15_000)
+
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
