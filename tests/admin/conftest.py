@@ -18,9 +18,11 @@ from hpts.access import GROUPS
 from hpts.models import Staff
 from hpts.site import site
 from hpts.tenancy import tenant_transaction
+from ledger import seals
 from reconciliation import runs as reconciliation_runs
 from tests.conftest import Lender
 from tests.reconciliation.conftest import Bank
+from tests.webhooks.conftest import eventually
 from webhooks import operations, signing
 from webhooks import serializers as shapes
 from webhooks.relay import relay
@@ -107,6 +109,7 @@ def make_rich(make_lender: Callable[..., Lender]) -> Callable[[], Rich]:
         with tenant_transaction(lender.tenant_id) as cursor:
             run_id = reconciliation_runs.request_run(cursor, as_of=today, actor="test")
         reconciliation_runs.work_off(lender.tenant_id)
+        eventually(lambda: seals.seal(lender.tenant_id) > 0, within=30, what="the entries are sealed")
         relay(lender.tenant_id)
         with tenant_transaction(lender.tenant_id) as cursor:
             delivery = operations.send_test(cursor, endpoint["webhook_endpoint_id"])
