@@ -57,7 +57,7 @@ class ActForm(forms.Form):
 
 @dataclass(frozen=True, slots=True)
 class Doing:
-    """One act on its way: who, with what they filled in."""
+    """One act on its way: who, with what they filled in; and what the audit log calls it and its object."""
 
     request: HttpRequest
     access: Access
@@ -65,6 +65,8 @@ class Doing:
     key: str
     filled: Mapping[str, Any]
     arguments: Mapping[str, Any]
+    operation: str
+    about: tuple[str, str] | None
 
     @property
     def tenant_id(self) -> str:
@@ -148,7 +150,7 @@ def perform(
     """Do it. A refusal is recorded and put into the form: then there is nothing done."""
     filled = form.cleaned_data
     caller = caller_of(request, access, filled["reason"])
-    doing = Doing(request, access, caller, filled["key"], filled, arguments)
+    doing = Doing(request, access, caller, filled["key"], filled, arguments, operation, about)
     try:
         return do(doing)
     except Problem as problem:

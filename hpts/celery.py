@@ -6,6 +6,7 @@ import logging
 import logging.config
 import os
 import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -21,16 +22,16 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
 SEALS = "seals"
 BEAT_SCHEDULE: dict[str, dict[str, object]] = {
     # Often, because it is also what finds a run that its workers left.
-    "accrue_due": {"task": "ledger.accrue_due", "schedule": 15.0},
+    "accruals": {"task": "ledger.accrue_due", "schedule": 15.0},
     # A queue of its own: what fills the other one does not keep history from being sealed.
-    "seal_journals": {"task": "ledger.seal_journals", "schedule": 5.0, "options": {"queue": SEALS, "expires": 10.0}},
+    "seals": {"task": "ledger.seal_journals", "schedule": 5.0, "options": {"queue": SEALS, "expires": 10.0}},
     # What is not rolled up yet is read line by line: seldom more than this long's postings.
-    "roll up accounts": {"task": "ledger.roll_up_accounts", "schedule": 2.0},
+    "roll-up": {"task": "ledger.roll_up_accounts", "schedule": 2.0},
     # Each tenant's night comes at its own midnight; the table of runs says which one is due.
     "reconciliation": {"task": "reconciliation.look_around", "schedule": 300.0, "options": {"expires": 300.0}},
     "proof": {"task": "reconciliation.prove_books", "schedule": 600.0},
     "alerts": {"task": "reconciliation.mail_alerts", "schedule": 30.0, "options": {"expires": 30.0}},
-    "purge webhook deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
+    "purge of deliveries": {"task": "webhooks.purge_deliveries", "schedule": 3_600.0},
 }
 
 app = Celery("hpts")
@@ -67,6 +68,17 @@ _running: dict[str, tuple[float, AbstractContextManager[None]]] = {}
 _spans: dict[str, Any] = {}
 
 
+def each(tenants: Iterable[str], what: str, do: Callable[[str], object]) -> int:
+    """Do it for each tenant; gives for how many there was something to do. One tenant's fault is not another's."""
+    busy = 0
+    for tenant_id in tenants:
+        try:
+            busy += bool(do(tenant_id))
+        except Exception:
+            logger.exception("%s of tenant %s failed", what, tenant_id)
+    return busy
+
+
 def configure_logs(**_: Any) -> None:
     """The settings' logs, and not Celery's own."""
     logging.config.dictConfig(settings.LOGGING)
@@ -84,13 +96,17 @@ def begin(task_id: str, task: Task, args: Any = (), **_: Any) -> None:
         _spans[task_id] = tracing.begin_task(task.name, task_id)
 
 
-def end(task_id: str, task: Task, state: str | None = None, **_: Any) -> None:
-    """The line and the figures of a task; its error, when there is one, has been logged by Celery."""
+def end(task_id: str, task: Task, state: str | None = None, retval: Any = None, **_: Any) -> None:
+    """The line and the figures of a task; its error, when there is one, has been logged by Celery.
+
+    A sweep gives the number of what it found to do. Of one that found nothing there is no line: beat sends it every few seconds.
+    """
     began, members = _running.pop(task_id)
     seconds = time.monotonic() - began
     metrics.TASKS.labels(task.name, state or "UNKNOWN").inc()
     metrics.TASK_DURATION.labels(task.name).observe(seconds)
-    logger.info("task", extra={"members": {"status": state, "duration_ms": round(seconds * 1_000, 2)}})
+    level = logging.DEBUG if state == "SUCCESS" and retval == 0 else logging.INFO
+    logger.log(level, "task", extra={"members": {"status": state, "duration_ms": round(seconds * 1_000, 2)}})
     members.__exit__(None, None, None)
     if task_id in _spans:
         from hpts import tracing

@@ -123,6 +123,19 @@ def tenant_transaction(
         yield transaction.cursor
 
 
+def wait_turn(cursor: CursorWrapper, work: str) -> None:
+    """Have this work on the tenant's books alone until the transaction ends; who has it now is waited for.
+
+    A statement of its own, so that those after it see what the one before has committed."""
+    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{current_tenant()} {work}",))
+
+
+def take_turn(cursor: CursorWrapper, work: str) -> bool:
+    """As `wait_turn()`; False, at once, when somebody else is at it."""
+    cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"{current_tenant()} {work}",))
+    return bool(cursor.fetchone()[0])
+
+
 def _abandon(connection: Any) -> None:
     """Roll back. A connection that cannot, or that is in the middle of an exchange, is closed, which does the same."""
     status = connection.connection.pgconn.transaction_status

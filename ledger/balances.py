@@ -16,7 +16,7 @@ from typing import TypeVar
 from django.db import connections
 from django.db.backends.utils import CursorWrapper
 
-from hpts.tenancy import SNAPSHOT, current_tenant, tenant_transaction
+from hpts.tenancy import SNAPSHOT, current_tenant, tenant_transaction, wait_turn
 
 # A transaction of the roll-up stays short: its id holds back whatever else follows the journal.
 ENTRIES, LINES = 2_000, 20_000
@@ -114,7 +114,7 @@ def recount(tenant_id: str, differences: list[SumDifference], *, repair: bool) -
     using, first = ("owner", None) if repair else ("readonly", SNAPSHOT)
     with tenant_transaction(tenant_id, using=using, first=first) as cursor:
         if repair:
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{tenant_id} roll-up",))
+            wait_turn(cursor, "roll-up")
         point = _point(cursor)
         number = 1
         while number:

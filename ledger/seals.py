@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 from django.db.backends.utils import CursorWrapper
 
-from hpts.tenancy import current_tenant, tenant_transaction
+from hpts.tenancy import current_tenant, take_turn, tenant_transaction
 from ledger import merkle, queries
 from ledger.seal_keys import seal_keys
 
@@ -69,11 +69,9 @@ def seal_all(*, seconds: float) -> int:
 def seal(tenant_id: str) -> int:
     """Append the tenant's next block; gives how many entries it has. 0: nothing is final yet, or another sealer is at work."""
     with tenant_transaction(tenant_id) as cursor:
-        cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"{tenant_id} seal",))
-        if cursor.fetchone() != (True,):
+        if not take_turn(cursor, "seal"):
             return 0
         cursor.execute(_PATIENCE)
-        # In statements after the lock's, so that they see what the sealer before this one has committed.
         head = _head(cursor)
         return _append(cursor, head)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 
-from hpts.celery import app
+from hpts.celery import app, each
 from ledger import balances, queries, runs, seals
 
 ACTOR = "schedule:accruals"
@@ -38,30 +38,21 @@ def accrue(tenant_id: str, run_id: str) -> None:
 
 
 @app.task(name="ledger.accrue_due", expires=EXPIRES)
-def accrue_due() -> None:
+def accrue_due() -> int:
     """Make the runs that the calendar asks for, and send those that nobody works on."""
-    for tenant_id in queries.tenants():
-        try:
-            _accrue_due(tenant_id)
-        except Exception:
-            # One tenant's fault is not another's.
-            logger.exception("the accruals of tenant %s are not looked after", tenant_id)
+    return each(queries.tenants(), "the accruals", _accrue_due)
 
 
 @app.task(name="ledger.seal_journals", expires=SEALS_EXPIRE)
-def seal_journals() -> None:
+def seal_journals() -> int:
     """Seal what has been posted since the last sweep. What it does not get to is the next one's."""
-    seals.seal_all(seconds=SEALING_SECONDS)
+    return seals.seal_all(seconds=SEALING_SECONDS)
 
 
 @app.task(name="ledger.roll_up_accounts", expires=ROLL_UP_SECONDS)
-def roll_up_accounts() -> None:
+def roll_up_accounts() -> int:
     """Bring the account sums of each tenant that has posted up to its journal."""
-    for tenant_id in balances.tenants_behind():
-        try:
-            balances.roll_up(tenant_id)
-        except Exception:
-            logger.exception("the accounts of tenant %s are not rolled up", tenant_id)
+    return each(balances.tenants_behind(), "the roll-up", balances.roll_up)
 
 
 def start(tenant_id: str, run_id: str) -> None:
@@ -71,9 +62,11 @@ def start(tenant_id: str, run_id: str) -> None:
             return
 
 
-def _accrue_due(tenant_id: str) -> None:
-    for run_id in runs.due(tenant_id, ACTOR):
+def _accrue_due(tenant_id: str) -> int:
+    found = runs.due(tenant_id, ACTOR)
+    for run_id in found:
         start(tenant_id, run_id)
+    return len(found)
 
 
 def _send(tenant_id: str, run_id: str) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from django.db.backends.utils import CursorWrapper
 
 from hpts.problems import FieldProblem, ValidationFailed
-from hpts.tenancy import current_tenant
+from hpts.tenancy import current_tenant, wait_turn
 from ledger.errors import AccountNotFound, CurrencyMismatch
 
 DEFAULT_ACCOUNT_CODE = "1000"
@@ -53,10 +53,8 @@ def meet_account(cursor: CursorWrapper, ref: str, account_code: str | None, curr
 
 
 def lock(cursor: CursorWrapper, account: BankAccount) -> None:
-    """Nobody else matches lines of this GL account until the transaction ends. A statement of its own, so that what is read
-    after it is what the one before has left."""
-    key = f"{current_tenant()} bank {account.account_code}"
-    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (key,))
+    """Nobody else matches lines of this GL account until the transaction ends."""
+    wait_turn(cursor, f"bank {account.account_code}")
 
 
 def take_time(cursor: CursorWrapper, seconds: int = 60) -> None:

@@ -7,7 +7,7 @@ import logging
 
 from django.conf import settings
 
-from hpts.celery import app
+from hpts.celery import app, each
 from ledger.queries import tenants
 from reconciliation import alerts, proving, runs
 
@@ -22,40 +22,34 @@ def work_off(tenant_id: str) -> None:
 
 
 @app.task(name="reconciliation.look_around")
-def look_around() -> None:
-    """Each tenant's night, and what no message has told of. One tenant's failure is not another's."""
-    for tenant_id in tenants():
-        try:
-            runs.request_nightly(tenant_id)
-            runs.work_off(tenant_id)
-        except Exception:
-            logger.exception("reconciliation of tenant %s", tenant_id)
+def look_around() -> int:
+    """Each tenant's night, and what no message has told of."""
+
+    def look(tenant_id: str) -> int:
+        runs.request_nightly(tenant_id)
+        return runs.work_off(tenant_id)
+
+    return each(tenants(), "the reconciliation", look)
 
 
 @app.task(name="reconciliation.prove_books", expires=PROOF_SECONDS)
-def prove_books() -> None:
+def prove_books() -> int:
     """Each tenant's proof of the night. Books that are not in order are the operator's at once."""
-    for tenant_id in tenants():
-        try:
-            outcome = proving.prove_tonight(tenant_id)
-            if outcome is not None and outcome.failed:
-                logger.critical(
-                    "the books of tenant %s are not in order: %s", tenant_id, json.dumps(outcome.breaches, default=str)
-                )
-        except Exception:
-            logger.exception("the books of tenant %s are not proven", tenant_id)
+
+    def prove(tenant_id: str) -> bool:
+        outcome = proving.prove_tonight(tenant_id)
+        if outcome is not None and outcome.failed:
+            breaches = json.dumps(outcome.breaches, default=str)
+            logger.critical("the books of tenant %s are not in order: %s", tenant_id, breaches)
+        return outcome is not None
+
+    return each(tenants(), "the proof", prove)
 
 
 @app.task(name="reconciliation.mail_alerts")
-def mail_alerts() -> None:
-    """Tell by mail of breaks that were opened. One tenant's failure is not another's."""
-    if not settings.ALERT_EMAILS:
-        return
-    for tenant_id in tenants():
-        try:
-            alerts.mail_alerts(tenant_id)
-        except Exception:
-            logger.exception("alerts of tenant %s", tenant_id)
+def mail_alerts() -> int:
+    """Tell by mail of breaks that were opened."""
+    return each(tenants(), "the alerts", alerts.mail_alerts) if settings.ALERT_EMAILS else 0
 
 
 def announce(tenant_id: str) -> None:

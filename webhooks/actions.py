@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC
 from typing import Any
 
 from django import forms
+from django.db.backends.utils import CursorWrapper
 from django.urls import reverse
 
 from hpts import audit
@@ -23,18 +24,19 @@ REDELIVER, RECOVER, DISABLE = "hpts.redeliver_webhooks", "hpts.recover_webhooks"
 NO_POSTING = Touches(mode="read")
 
 
-def _once(
-    doing: Doing, operation_id: str, about: tuple[str, str], said: object, work: Callable[[Posting], Mapping[str, Any]]
-) -> None:
+def _once(doing: Doing, said: object, work: Callable[[CursorWrapper], object]) -> None:
     """As the API: once for a key, and recorded in the same transaction."""
 
-    def recorded(posting: Posting) -> Mapping[str, Any]:
-        members = work(posting)
-        audit.record(doing.caller, operation_id, about=about, cursor=posting.cursor)
-        return members
+    def recorded(posting: Posting) -> dict[str, Any]:
+        work(posting.cursor)
+        audit.record(doing.caller, doing.operation, about=doing.about, cursor=posting.cursor)
+        return {}
 
-    call = Call(Origin.of(doing.caller), doing.key, fingerprint(operation_id, doing.arguments, said))
-    once(call, NO_POSTING, recorded)
+    once(
+        Call(Origin.of(doing.caller), doing.key, fingerprint(doing.operation, doing.arguments, said)),
+        NO_POSTING,
+        recorded,
+    )
 
 
 @act(
@@ -49,8 +51,7 @@ def _once(
 )
 def redeliver(doing: Doing) -> Done:
     delivery_id = doing.arguments["delivery_id"]
-    about = ("webhook delivery", delivery_id)
-    _once(doing, "redeliverWebhook", about, {}, lambda posting: operations.redeliver(posting.cursor, delivery_id))
+    _once(doing, {}, lambda cursor: operations.redeliver(cursor, delivery_id))
     return Done("The delivery is due now.", reverse("admin:delivery", kwargs={"delivery_id": delivery_id}))
 
 
@@ -82,12 +83,10 @@ def recover(doing: Doing) -> Done:
     body = parse(said, shapes.NewWebhookRecovery)
     counted: list[int] = []
 
-    def work(posting: Posting) -> Mapping[str, Any]:
-        members = operations.recover(posting.cursor, endpoint_id, body.since)
-        counted.append(members["delivery_count"])
-        return members
+    def work(cursor: CursorWrapper) -> None:
+        counted.append(operations.recover(cursor, endpoint_id, body.since)["delivery_count"])
 
-    _once(doing, "recoverWebhookEndpoint", ("webhook endpoint", endpoint_id), said, work)
+    _once(doing, said, work)
     message = f"{counted[-1]} deliveries are due now." if counted else "This has been done already."
     return Done(message, reverse("admin:endpoint", kwargs={"endpoint_id": endpoint_id}))
 
@@ -104,12 +103,7 @@ def recover(doing: Doing) -> Done:
 )
 def disable(doing: Doing) -> Done:
     endpoint_id = doing.arguments["endpoint_id"]
-
-    def work(posting: Posting) -> Mapping[str, Any]:
-        operations.disable(posting.cursor, endpoint_id)
-        return {}
-
-    _once(doing, "deleteWebhookEndpoint", ("webhook endpoint", endpoint_id), {}, work)
+    _once(doing, {}, lambda cursor: operations.disable(cursor, endpoint_id))
     operations.cancel_waiting(doing.tenant_id, endpoint_id)
     return Done("The endpoint is disabled.", reverse("admin:endpoint", kwargs={"endpoint_id": endpoint_id}))
 
@@ -126,8 +120,7 @@ def disable(doing: Doing) -> Done:
 )
 def enable(doing: Doing) -> Done:
     endpoint_id = doing.arguments["endpoint_id"]
-    about = ("webhook endpoint", endpoint_id)
-    _once(doing, "enableWebhookEndpoint", about, {}, lambda posting: operations.enable(posting.cursor, endpoint_id))
+    _once(doing, {}, lambda cursor: operations.enable(cursor, endpoint_id))
     return Done("The endpoint is enabled.", reverse("admin:endpoint", kwargs={"endpoint_id": endpoint_id}))
 
 

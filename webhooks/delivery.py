@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import msgspec
 from django.db.backends.utils import CursorWrapper
 
-from hpts.tenancy import current_tenant
+from hpts.tenancy import current_tenant, wait_turn
 from ledger.notices import BREAK_OPENED
 from ledger.queries import timestamp
 from webhooks import signing
@@ -147,10 +147,10 @@ class Result:
 def alone(cursor: CursorWrapper) -> None:
     """Have the tenant's deliveries alone until the transaction ends: then what is in flight can be counted.
 
-    A statement of its own, before those that count. It is held for milliseconds; whoever changes deliveries that a worker
+    Taken before those that count. It is held for milliseconds; whoever changes deliveries that a worker
     may claim takes it first, so that there is one order of locks.
     """
-    cursor.execute("SELECT pg_advisory_xact_lock(hashtextextended(%s, 0))", (f"{current_tenant()} deliveries",))
+    wait_turn(cursor, "deliveries")
 
 
 def settle(cursor: CursorWrapper, results: Sequence[Result], now: datetime | None = None) -> list[tuple[str, str]]:

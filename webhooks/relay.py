@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import msgspec
 from django.db.backends.utils import CursorWrapper
 
-from hpts.tenancy import current_tenant, tenant_transaction
+from hpts.tenancy import current_tenant, take_turn, tenant_transaction
 from ledger.queries import timestamp
 
 BATCH = 500
@@ -81,13 +81,11 @@ def relay(tenant_id: str, *, limit: int = BATCH) -> int:
 def _relay_some(tenant_id: str, limit: int) -> tuple[int, int]:
     """One transaction: how many it has announced, and how many it would have."""
     with tenant_transaction(tenant_id) as cursor:
-        cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"{tenant_id} relay",))
-        if cursor.fetchone() != (True,):
+        if not take_turn(cursor, "relay"):
             return 0, limit
         cursor.execute("SELECT count(*) FROM webhook_endpoint WHERE tenant_id = %s AND state = 'enabled'", (tenant_id,))
         endpoints = cursor.fetchone()[0]
         size = min(limit, max(MAX_DELIVERIES // max(endpoints, 1), 1))
-        # In statements after the lock's, so that they see what the relay before this one has committed.
         head = _head(cursor)
         messages = _waiting(cursor, head, size)
         if messages:
@@ -98,8 +96,7 @@ def _relay_some(tenant_id: str, limit: int) -> tuple[int, int]:
 def relay_notices(tenant_id: str, *, limit: int = BATCH) -> int:
     """Have the tenant's next notices delivered to the endpoints that name their kind, `limit` at most; gives how many."""
     with tenant_transaction(tenant_id) as cursor:
-        cursor.execute("SELECT pg_try_advisory_xact_lock(hashtextextended(%s, 0))", (f"{tenant_id} relay",))
-        if cursor.fetchone() != (True,):
+        if not take_turn(cursor, "relay"):
             return 0
         cursor.execute(
             """WITH head AS (SELECT created_xid, notice_id FROM webhook_notice WHERE tenant_id = %(tenant)s

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-from hpts.celery import app
+from hpts.celery import app, each
 from hpts.tenancy import tenant_transaction
 from ledger.queries import tenants
 from webhooks import delivery
@@ -14,11 +14,17 @@ BATCH = 5_000
 
 
 @app.task(name="webhooks.purge_deliveries")
-def purge_deliveries() -> None:
+def purge_deliveries() -> int:
     """Remove deliveries that ended a month ago, in short transactions. Run twice at once it does no harm."""
     before = datetime.now(UTC) - timedelta(days=KEPT_DAYS)
-    for tenant_id in tenants():
-        removed = BATCH
-        while removed == BATCH:
+
+    def purge(tenant_id: str) -> int:
+        removed = 0
+        while True:
             with tenant_transaction(tenant_id) as cursor:
-                removed = delivery.purge(cursor, before=before, limit=BATCH)
+                ended = delivery.purge(cursor, before=before, limit=BATCH)
+            removed += ended
+            if ended < BATCH:
+                return removed
+
+    return each(tenants(), "the purge of deliveries", purge)

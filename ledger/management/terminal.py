@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from django.core.management.base import CommandError
@@ -35,19 +36,25 @@ def bar(items: Iterable[T], title: str, *, total: int, shown: bool = True) -> It
 
 def progress(title: str, steps: Iterable[tuple[int, int]], *, shown: bool = True) -> None:
     """Follow (done, in all) on the terminal until the steps end. It never touches the standard output."""
-    shown = shown and sys.stderr.isatty()
+    with followed(title, shown=shown) as told:
+        for done, total in steps:
+            told(done, total)
+
+
+@contextmanager
+def followed(title: str, *, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """As `progress()`, for work that tells of its steps itself: it is given what it calls with (done, in all)."""
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=Console(stderr=True),
-        disable=not shown,
+        disable=not (shown and sys.stderr.isatty()),
         transient=True,
-    ) as shown_progress:
-        task = shown_progress.add_task(title, total=None)
-        for done, total in steps:
-            shown_progress.update(task, completed=done, total=total or None)
+    ) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total or None)
 
 
 def drawn(*parts: RenderableType) -> str:

@@ -210,3 +210,22 @@ def test_a_task_is_a_line_with_the_same_members(acme: Lender, lines: Lines) -> N
     assert (ended["status"], ended["tenant_id"]) == ("SUCCESS", acme.tenant_id)
     assert ended["duration_ms"] >= 0
     assert "task" not in after
+
+
+@pytest.mark.parametrize(
+    ("state", "found", "count"), [("SUCCESS", 0, 0), ("SUCCESS", 2, 1), ("SUCCESS", None, 1), ("FAILURE", None, 1)]
+)
+def test_a_sweep_that_found_nothing_to_do_writes_no_line(
+    lines: Lines, state: str, found: int | None, count: int
+) -> None:
+    celery.begin(task_id="task-1", task=work_off)
+    celery.end(task_id="task-1", task=work_off, state=state, retval=found)
+    assert len([each for each in lines() if each["logger"] == "hpts.task"]) == count
+
+
+def test_one_tenants_fault_is_not_anothers(lines: Lines) -> None:
+    def do(tenant_id: str) -> int:
+        return {"busy": 3, "idle": 0}[tenant_id]
+
+    assert celery.each(["busy", "broken", "idle", "busy"], "the sweep", do) == 2
+    assert [each["message"] for each in lines()] == ["the sweep of tenant broken failed"]

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from ledger.management.terminal import known_tenant
+from ledger.management.terminal import followed, known_tenant
 from ledger.queries import tenants
 from reconciliation.proving import Outcome, prove
 
@@ -38,29 +35,10 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         chosen = [known_tenant(text) for text in options["tenant"]] if options["tenant"] else tenants()
-        shown = not options["json"] and sys.stderr.isatty()
         outcomes = []
-        with Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            console=Console(stderr=True),
-            disable=not shown,
-            transient=True,
-        ) as progress:
-            for tenant_id in chosen:
-                task = progress.add_task(f"Proving {tenant_id}", total=None)
-                outcomes.append(
-                    prove(
-                        tenant_id,
-                        full=options["full"],
-                        actor=ACTOR,
-                        jobs=options["jobs"],
-                        heard=lambda done, total, task=task: progress.update(task, completed=done, total=total or None),  # type: ignore[misc]
-                    )
-                )
-                progress.remove_task(task)
+        for tenant_id in chosen:
+            with followed(f"Proving {tenant_id}", shown=not options["json"]) as heard:
+                outcomes.append(prove(tenant_id, full=options["full"], actor=ACTOR, jobs=options["jobs"], heard=heard))
         self.stdout.write(json.dumps(_report(outcomes)) if options["json"] else _story(outcomes))
         broken = sum(len(outcome.failed) for outcome in outcomes)
         if broken:
