@@ -70,9 +70,6 @@ def has_second_factor(user: Any) -> bool:
 class StaffBackend(ModelBackend):
     """Django's, which fetches the person's binding in the same statement. What a person may do is told by groups alone."""
 
-    def get_user_permissions(self, user_obj: Any, obj: Any = None) -> set[str]:
-        return set()
-
     def get_all_permissions(self, user_obj: Any, obj: Any = None) -> set[str]:
         return self.get_group_permissions(user_obj, obj)
 

@@ -11,14 +11,14 @@ from typing import Any
 
 import psycopg
 import pytest
-from django.contrib.auth.models import Group, User
+from django.contrib.auth.models import Group, Permission, User
 from django.db import IntegrityError
 from django.test import Client
 from django_otp.oath import TOTP
 from django_otp.plugins.otp_totp.models import TOTPDevice
 
 from hpts import embedded
-from hpts.access import GROUPS
+from hpts.access import CHOSEN_TENANT, GROUPS, access_of, choose_tenant
 from hpts.models import Staff
 from tests.admin.conftest import EVERY_TENANT, PASSWORD, browser_of, make_person
 from tests.conftest import Lender
@@ -49,6 +49,17 @@ def test_a_sign_in_forgets_the_failures_before_it(acme: Lender) -> None:
         for _ in range(4):
             assert sign_in(client, person.username, "wrong").status_code == 200
         assert sign_in(client, person.username, PASSWORD).status_code == 302
+
+
+def test_who_is_bound_to_a_tenant_turns_to_no_other(acme: Lender, zenith: Lender) -> None:
+    """Neither by the function behind the page, which is for platform staff alone, nor by what stands in the session."""
+    client = browser_of(make_person("platform admin", books=acme.tenant_id))
+    request = client.get("/admin/").wsgi_request
+    with pytest.raises(PermissionError, match="Only platform staff"):
+        choose_tenant(request, zenith.tenant_id)
+    assert CHOSEN_TENANT not in request.session
+    request.session[CHOSEN_TENANT] = zenith.tenant_id
+    assert access_of(request).tenant_id == acme.tenant_id
 
 
 def test_cookies_are_for_the_browser_and_this_site_alone(acme: Lender) -> None:
@@ -149,6 +160,13 @@ def test_nobody_is_made_more_than_the_form_offers(acme: Lender, field: str) -> N
     client.post(f"/admin/people/{person.pk}/", form)
     person.refresh_from_db()
     assert not person.is_superuser and not person.user_permissions.exists() and person.check_password(PASSWORD)
+
+
+def test_a_permission_outside_of_a_group_allows_nothing(acme: Lender) -> None:
+    person = make_person("viewer", books=acme.tenant_id)
+    person.user_permissions.set(Permission.objects.filter(codename="create_loans"))
+    assert person.user_permissions.count() == 1
+    assert browser_of(person).get("/admin/loans/new/").status_code == 403
 
 
 def test_a_superuser_is_changed_by_nobody_here(acme: Lender) -> None:

@@ -185,6 +185,13 @@ def test_a_certificate_counts_at_the_partner_door_alone(partner: Partner) -> Non
     refused(get(**headers), 401, "invalid_token")
 
 
+def test_the_partner_door_is_open_to_holders_of_a_certificate_alone(partner: Partner) -> None:
+    """Whoever has neither certificate nor token hears it at any path; a token is refused as a token."""
+    for path in (READ, "/v1/docs", "/v1/nothing/here"):
+        refused(get(path, **through("partner")), 403, "client_certificate_required")
+    refused(get(**through("partner"), Authorization=f"Bearer {partner.token()}"), 401, "invalid_token")
+
+
 def test_no_client_can_write_what_the_middleware_notes(partner: Partner) -> None:
     token = partner.token()
     forged = {"hpts.door": "partner", "hpts.certificate": partner.thumbprint, "hpts-door": "partner"}

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
-from django.db import connections
+from django.db import DataError, connections
 
 from hpts import celery, logs
 from reconciliation.tasks import work_off
@@ -171,6 +171,15 @@ def test_what_looks_like_a_secret_is_struck_out(written: Callable[[], str], secr
     for part in ("c2lnbmF0dXJl", "MfKQ9r8", "MIIEvQ", "abcDEF123456", "correct horse", "YWxhZGRpbj", "open-sesame"):
         assert part not in text
     json.loads(text)
+
+
+def test_a_databases_error_in_a_message_is_told_by_its_kind(lines: Lines) -> None:
+    try:
+        _ask("SELECT 'IBAN DE89'::uuid")
+    except DataError as error:
+        logging.getLogger("anything").warning("%s could not be read: %s", "it", error)
+    (line,) = [each for each in lines() if each["logger"] == "anything"]
+    assert line["message"] == "it could not be read: DataError 22P02"
 
 
 def test_an_exception_tells_its_kind_its_cause_and_its_places(lines: Lines) -> None:

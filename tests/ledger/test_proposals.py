@@ -127,15 +127,15 @@ def test_each_step_is_in_the_audit_log_with_its_reason(books: Books) -> None:
 def test_a_maker_does_not_approve_or_reject(books: Books) -> None:
     proposal_id = proposed(books)
     with nothing_changes(books):
-        with pytest.raises(OwnProposal):
+        with pytest.raises(OwnProposal, match="Another person than its maker"):
             approved(books, proposal_id, anna(books))
-        with pytest.raises(OwnProposal):
+        with pytest.raises(OwnProposal, match="Another person than its maker"):
             proposals.reject(anna(books, "Mine"), proposal_id)
 
 
 def test_only_the_maker_withdraws(books: Books) -> None:
     proposal_id = proposed(books)
-    with nothing_changes(books), pytest.raises(OwnProposal):
+    with nothing_changes(books), pytest.raises(OwnProposal, match="Only staff:anna may withdraw it"):
         proposals.withdraw(bert(books, "Not mine"), proposal_id)
 
 

@@ -33,7 +33,7 @@ from ledger.seal_keys import seal_keys
 from reconciliation import checks
 from reconciliation.management.commands import seals as commands
 from tests.conftest import sealed
-from tests.ledger.conftest import Books, open_books, race, refused, session
+from tests.ledger.conftest import Books, open_books, race, refused, scratch_database, session
 
 # --- Trees -----------------------------------------------------------------------------------------------------------
 
@@ -328,6 +328,19 @@ def test_a_chain_that_was_signed_is_not_continued_without_its_key(books: Books, 
     settings.SEAL_KEY = ""
     with pytest.raises(seals.SealerStuck, match="HPTS_SEAL_KEY"):
         while True:
+            seals.seal(books.tenant_id)
+
+
+def test_a_chain_that_is_ahead_of_its_cluster_stops_loudly() -> None:
+    """As after a logical restore into a new cluster: new entries would sort before sealed ones and never be sealed."""
+    with scratch_database():
+        books = open_books()
+        books.post(books.disbursement(books.loan, 40_000, "2025-01-10"))
+        assert sealed(books.tenant_id) == 1
+        with session("superuser", replica=True) as connection:
+            connection.execute("ALTER TABLE journal_seal DISABLE TRIGGER ALL")
+            connection.execute("UPDATE journal_seal SET last_xid = '99999999999'")
+        with pytest.raises(seals.SealerStuck, match="has not reached"):
             seals.seal(books.tenant_id)
 
 
