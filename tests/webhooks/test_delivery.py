@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import threading
 from collections import Counter
@@ -491,6 +492,31 @@ def test_two_workers_share_the_work_and_send_each_delivery_once(
         entries = pay(lent, 40)
         eventually(lambda: len(receiver.requests) >= 160, within=20)
     assert Counter(receiver.entries()) == dict.fromkeys(entries, 4)
+
+
+def test_what_takes_longer_than_its_lease_is_on_its_way_once(
+    lent: Lender, make_receiver: Callable[..., Receiver], deliver: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(delivery, "RENEWAL_SECONDS", 0.05)
+    monkeypatch.setattr(worker, "SWEEP_SECONDS", 0.1)
+    again = asyncio.Event()
+
+    async def slowly(request: Received) -> bytes:
+        if len(receiver.requests) > 1:
+            again.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(again.wait(), 5 * 0.6)
+        return plain(200)
+
+    slow: Any = slowly
+    receiver = make_receiver(slow)
+    endpoint = register(lent.api, receiver.url)
+    pay(lent)
+    with deliver(lent):
+        eventually(lambda: endpoint.states() == {"succeeded": 1})
+    assert len(receiver.requests) == 1
+    assert [each["attempt"] for each in endpoint.deliveries()] == [1]
 
 
 def test_a_worker_that_lost_its_own_lease_goes_on(
