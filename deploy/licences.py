@@ -38,7 +38,14 @@ def stated(distribution: metadata.Distribution) -> str:
     classifiers = [line for line in about.get_all("Classifier", []) if line.startswith("License ::")]
     words = [about.get("License-Expression") or "", *(line.rpartition(" :: ")[2] for line in classifiers)]
     words.append((about.get("License") or "").strip().partition("\n")[0])
-    return "; ".join(word for word in words if word)
+    return "; ".join(word for word in words if word) or _first_lines(distribution)
+
+
+def _first_lines(distribution: metadata.Distribution) -> str:
+    """How the licence files of a package begin that says nothing else."""
+    names = distribution.metadata.get_all("License-File", [])
+    texts = (distribution.read_text(f"licenses/{name}") or "" for name in names)
+    return "; ".join(text.strip().partition("\n")[0] for text in texts)
 
 
 def fault(licence: str) -> str | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -70,6 +72,19 @@ class Rich:
     def urls(self) -> dict[str, str]:
         """The address of every page, by name."""
         return {name: reverse(f"admin:{name}", kwargs=self.arguments.get(name, {})) for name in site.registered.pages}
+
+    def arguments_of(self, door: str, **more: str) -> dict[str, str]:
+        """What the address of a form takes. KeyError when nothing here is that."""
+        known = {name: value for each in self.arguments.values() for name, value in each.items()} | more
+        return {name: known[name] for name in re.findall(r"<\w+:(\w+)>", site.registered.doors[door].path)}
+
+    def forms(self) -> dict[str, str]:
+        """The address of every form and list beside the pages, as far as there is something for it to be about. No files."""
+        found = {}
+        for name in site.registered.doors.keys() - {"audit_export"}:
+            with suppress(KeyError):
+                found[name] = reverse(f"admin:{name}", kwargs=self.arguments_of(name))
+        return found
 
 
 @pytest.fixture

@@ -27,9 +27,10 @@ from hpts.site import site  # noqa: E402
 from hpts.tenancy import tenant_transaction  # noqa: E402
 from ledger import queries, runs  # noqa: E402
 from ledger.demo import TENANT_ID  # noqa: E402
+from reconciliation.proving import prove  # noqa: E402
 from tests.admin.png import in_a_palette  # noqa: E402
 from tests.browser import browser, server  # noqa: E402
-from tests.conftest import Api, Lender  # noqa: E402
+from tests.conftest import Api, Lender, sealed  # noqa: E402
 from tests.webhooks.conftest import claim, settle  # noqa: E402
 from webhooks.delivery import Outcome  # noqa: E402
 from webhooks.relay import relay  # noqa: E402
@@ -62,7 +63,7 @@ SUBJECTS = {
 
 
 def demo() -> dict[str, str]:
-    """The demo book, with its night run done and its webhooks tried; gives the admin's login."""
+    """The demo book, with its night run done, its webhooks tried, sealed and proven; gives the admin's login."""
     call_command("migrate", database="owner", verbosity=0)
     out = io.StringIO()
     call_command("seed_demo", "--json", "--loans", str(LOANS), stdout=out)
@@ -79,6 +80,8 @@ def demo() -> dict[str, str]:
     relay(TENANT_ID, limit=10_000)
     lender = Lender(TENANT_ID, "", [], api)
     settle(lender, claim(lender), Outcome(error="no connection"))
+    sealed(TENANT_ID)
+    prove(TENANT_ID, full=True, actor="schedule:proof")
     seeded: dict[str, str] = json.loads(out.getvalue())
     return seeded
 

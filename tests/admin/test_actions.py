@@ -15,7 +15,6 @@ from django.urls import reverse
 from hpts import oauth
 from hpts.audit import NO_TENANT
 from hpts.models import ApiClient
-from hpts.site import site
 from hpts.tenancy import tenant_transaction
 from ledger import queries
 from tests.admin.conftest import EVERY_TENANT, Rich, browser_of, make_person
@@ -100,10 +99,7 @@ ACTS = {
 
 
 def arguments_of(name: str, rich: Rich) -> dict[str, Any]:
-    known: dict[str, Any] = {"client_id": "nobody", "proposal_id": str(uuid.uuid4())}
-    for each in rich.arguments.values():
-        known |= each
-    return {each: known[each] for each in re.findall(r"<\w+:(\w+)>", site.registered.doors[name].path)}
+    return rich.arguments_of(name, client_id="nobody", proposal_id=str(uuid.uuid4()))
 
 
 def test_a_viewer_is_refused_each_act_and_that_is_recorded(rich: Rich) -> None:

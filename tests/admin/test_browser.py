@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
 from tests import browser as real
-from tests.admin.conftest import PASSWORD, Rich, make_person
+from tests.admin.conftest import EVERY_TENANT, PASSWORD, Rich, make_person
 from tests.conftest import Lender
 
 # As long as other tests wait for something: the server of these pages shares its processors with the rest of the run.
@@ -125,6 +126,34 @@ def test_staff_of_another_tenant_is_told_that_there_is_nothing(
     expect(page.get_by_text("Nothing in the books of Zenith")).to_be_visible()
 
 
+def barriers(page: Page) -> list[str]:
+    """What axe finds on a page that keeps somebody out."""
+    found = Axe().run(page).response["violations"]
+    return [
+        f"{each['id']}: {node['html'][:200]} ({node['failureSummary'][:300]})"
+        for each in found
+        if each["impact"] in ("serious", "critical")
+        for node in each["nodes"]
+    ]
+
+
+def test_axe_finds_no_barrier_on_any_page_or_form(open_page: Callable[..., Page], rich: Rich) -> None:
+    """In light colours, as somebody who may do everything; in dark ones below, on a telephone."""
+    person = make_person("operator", "approver", "platform admin", books=EVERY_TENANT)
+    page = open_page()
+    page.goto("/admin/")
+    assert barriers(page) == [], "sign-in"
+    page.get_by_label("Name").fill(person.username)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Sign in").click()
+    assert barriers(page) == [], "tenants"
+    page.goto("/admin/tenants/?q=Rich")
+    page.get_by_role("button", name=rich.lender.tenant_id).click()
+    for name, url in {"index": "/admin/", **rich.urls(), **rich.forms()}.items():
+        page.goto(url)
+        assert barriers(page) == [], name
+
+
 def test_no_page_is_wider_than_a_telephone_and_the_menu_opens(open_page: Callable[..., Page], rich: Rich) -> None:
     person = make_person("viewer", books=rich.lender.tenant_id)
     page = open_page(viewport={"width": 390, "height": 800}, color_scheme="dark")
@@ -143,6 +172,7 @@ def test_no_page_is_wider_than_a_telephone_and_the_menu_opens(open_page: Callabl
         )
         assert unnamed == [], name
         assert page.locator("h1").count() == 1, name
+        assert barriers(page) == [], name
     expect(page.get_by_role("navigation", name="Pages")).to_be_hidden()
     page.get_by_role("button", name="Menu").click()
     page.get_by_role("link", name="Journal").click()

@@ -1,4 +1,4 @@
-// The little that the pages do by themselves: theme, menu on small screens, "/" for the search box, copying an id.
+// The little that the pages do by themselves: theme, menu on small screens, "/" for the search box, copying an id, wide tables by keys.
 (() => {
   const root = document.documentElement;
 
@@ -37,6 +37,15 @@
       setTimeout(() => each.classList.remove("copied"), 1200);
     });
   }
+
+  // What is wider than its frame is moved by the arrow keys, too; what is not is no stop for the tabulator.
+  const frames = [...document.querySelectorAll(".sheet, .scroll")];
+  const reach = () => frames.forEach((each) => {
+    if (each.scrollWidth > each.clientWidth) each.tabIndex = 0;
+    else each.removeAttribute("tabindex");
+  });
+  addEventListener("resize", reach);
+  reach();
 
   // A list that is filtered by a choice asks again at once; without this script there is the button.
   for (const form of document.querySelectorAll("form.filters")) {
