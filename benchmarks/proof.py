@@ -4,13 +4,14 @@
 
 The book is one that people have: loans lent over three years, and payments on them, each through the one write path, in
 transactions of many. Reads are timed over HTTP, with one client, on an empty tenant and on the book, in turn, while nothing else
-runs; then, for the roll-up, posts in process with it and without it, in turn.
+runs; then, for the roll-up, posts in process with it and without it, in turn. The admin's pages are timed on the book alone.
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import random
@@ -21,6 +22,7 @@ import threading
 import time
 import urllib.parse
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -37,6 +39,7 @@ OPENED_ON, DAYS = date(2023, 1, 2), 1_095
 TOGETHER, PAID_TOGETHER = 250, 20
 # Entries that the incremental proof is measured on.
 NEW = 6_000
+WRITERS = 3
 console = Console(highlight=False)
 
 
@@ -136,6 +139,15 @@ class Lender:
             pass
         return time.perf_counter() - began
 
+    def seal(self) -> float:
+        """Seal to the end; gives the seconds."""
+        from ledger import seals
+
+        began = time.perf_counter()
+        while seals.seal(self.tenant_id):
+            pass
+        return time.perf_counter() - began
+
 
 # --- Reads -----------------------------------------------------------------------------------------------------------
 
@@ -160,6 +172,7 @@ class Reader:
         taken = time.perf_counter() - began
         if answer.status != 200:
             raise RuntimeError(f"{path} answered {answer.status}: {body[:300]!r}")
+        self.last = json.loads(body)
         return taken
 
 
@@ -195,19 +208,151 @@ def reads(empty: Lender, full: Lender, seconds: float) -> dict[str, float]:
     return figures
 
 
-# --- Posts with and without the roll-up ------------------------------------------------------------------------------
+def pages(full: Lender, seconds: float) -> dict[str, float]:
+    """p99 in milliseconds of the admin's pages that grow with the books, as platform staff sees them."""
+    from benchmarks import server
+    from benchmarks.load import quantile
+
+    draw = random.Random(4)
+    cookie = {"Cookie": _signed_in(full.tenant_id)}
+    entries = _some_entries(full.tenant_id)
+    shown: dict[str, Callable[[], str]] = {
+        "dashboard": lambda: "",
+        "account page": lambda: "accounts/1100/",
+        "trial balance page": lambda: "trial-balance/",
+        "journal page": lambda: "entries/",
+        "loans page": lambda: "loans/",
+        "loan page": lambda: f"loans/{draw.choice(full.loans)[0]}/",
+        "entry page": lambda: f"entries/{draw.choice(entries)}/",
+        "found by id": lambda: f"find/?q={draw.choice(full.loans)[0]}",
+        "found by amount": lambda: f"find/?q={draw.randrange(1, 500) / 100}",
+    }
+    taken: dict[str, list[float]] = {name: [] for name in shown}
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        server.running(server.product_command(), {}, Path(folder) / "server.log") as running,
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", running.port)
+        until = time.monotonic() + 3 * seconds
+        while time.monotonic() < until:
+            for name, path in shown.items():
+                began = time.perf_counter()
+                connection.request("GET", f"/admin/{path()}", headers=cookie)
+                answer = connection.getresponse()
+                answer.read()
+                taken[name].append(time.perf_counter() - began)
+                if answer.status not in (200, 302) or "login" in answer.headers.get("Location", ""):
+                    raise RuntimeError(f"the {name} answered {answer.status}")
+    return {f"{name} p99 ms": quantile(sorted(times[5:]), 0.99) * 1_000 for name, times in taken.items()}
+
+
+def _signed_in(tenant_id: str) -> str:
+    """The cookie of a session of platform staff that looks at these books."""
+    from django.conf import settings
+    from django.contrib.auth.models import User
+    from django.contrib.sessions.backends.db import SessionStore
+
+    from hpts.access import CHOSEN_TENANT
+
+    person = User.objects.create_superuser(f"bench-{uuid.uuid4().hex[:8]}", password=None)
+    session = SessionStore()
+    session["_auth_user_id"] = str(person.pk)
+    session["_auth_user_backend"] = "hpts.access.StaffBackend"
+    session["_auth_user_hash"] = person.get_session_auth_hash()
+    session[CHOSEN_TENANT] = tenant_id
+    session.create()
+    return f"{settings.SESSION_COOKIE_NAME}={session.session_key}"
+
+
+def _some_entries(tenant_id: str) -> list[str]:
+    from hpts.tenancy import tenant_transaction
+
+    with tenant_transaction(tenant_id) as cursor:
+        cursor.execute("SELECT id::text FROM journal_entry ORDER BY content_hash LIMIT 1000")
+        return [entry_id for (entry_id,) in cursor.fetchall()]
+
+
+def under_writes(full: Lender, seconds: float) -> dict[str, float]:
+    """p99 of both questions while 300 payments a second are posted; every trial balance that is read must be one."""
+    from benchmarks import server
+    from benchmarks.load import quantile
+
+    questions = {"balance": "/v1/accounts/1100/balance?currency=USD", "trial balance": "/v1/trial-balance?currency=USD"}
+    taken: dict[str, list[float]] = {name: [] for name in questions}
+    command = [sys.executable, "-m", "benchmarks.proof", "write", full.tenant_id]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        server.running(server.product_command(), {}, Path(folder) / "server.log") as running,
+    ):
+        roller = subprocess.Popen([*command[:3], "roll-up"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        writer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        try:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            reader = Reader(running.port, full)
+            began = time.monotonic()
+            while time.monotonic() < began + 2 * seconds:
+                for name, path in questions.items():
+                    taken[name].append(reader.seconds(path))
+                    if name == "trial balance" and reader.last["total_dr_minor"] != reader.last["total_cr_minor"]:
+                        raise RuntimeError("a reader has seen debits without their credits")
+            spent = time.monotonic() - began
+        finally:
+            posted = int(writer.communicate()[0])
+            roller.communicate()
+    figures = {
+        f"{name} p99 ms, under writes": quantile(sorted(times[20:]), 0.99) * 1_000 for name, times in taken.items()
+    }
+    return figures | {"posted meanwhile, writes/s": posted / spent}
+
+
+def _writing(tenant_id: str, rate: float) -> None:
+    """Payments at a steady rate until the input ends; then says how many they were."""
+    from hpts.tenancy import tenant_transaction
+
+    lender = Lender("book", tenant_id=tenant_id)
+    with tenant_transaction(tenant_id) as cursor:
+        cursor.execute("SELECT id::text, borrower_id::text FROM loan ORDER BY id LIMIT 2000")
+        lender.loans = cursor.fetchall()
+    ended, posted, lock = threading.Event(), 0, threading.Lock()
+
+    def work(number: int) -> None:
+        nonlocal posted
+        draw, due = random.Random(number), time.monotonic() + number / rate
+        while not ended.wait(max(due - time.monotonic(), 0)):
+            lender.post([lender.payment(draw)])
+            due += WRITERS / rate
+            with lock:
+                posted += 1
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(WRITERS)]
+    for thread in threads:
+        thread.start()
+    print("ready", flush=True)
+    sys.stdin.read()
+    ended.set()
+    for thread in threads:
+        thread.join()
+    print(posted)
+
+
+# --- Posts with and without the roll-up and the sealer ----------------------------------------------------------------
 
 
 def _rolling_up() -> None:
-    """A worker of its own, as beat has it: every two seconds until its input ends."""
-    from ledger import balances
+    """A worker of its own, as beat has it: rolls up every two seconds and seals every six until its input ends."""
+    from ledger import balances, seals
 
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
     print("ready", flush=True)
-    while not ended.wait(2.0):
+    for sweep in itertools.count():
+        if ended.wait(2.0):
+            return
         for tenant_id in balances.tenants_behind():
             balances.roll_up(tenant_id)
+        if sweep % 3 == 0:
+            seals.seal_all(seconds=4.0)
 
 
 def _posts(lender: Lender, seconds: float) -> float:
@@ -220,7 +365,7 @@ def _posts(lender: Lender, seconds: float) -> float:
 
 
 def throughput(lender: Lender, seconds: float) -> dict[str, float]:
-    """Posts a second, one client in process, in turn without and with the roll-up beside it."""
+    """Posts a second, one client in process, in turn without and with the roll-up and the sealer beside it."""
     without, beside = [], []
     for _ in range(ROUNDS):
         without.append(_posts(lender, seconds / 2))
@@ -233,7 +378,11 @@ def throughput(lender: Lender, seconds: float) -> dict[str, float]:
         finally:
             worker.communicate()
     ratios = [with_it / alone for with_it, alone in zip(beside, without, strict=True)]
-    return {"posts/s without roll-up": median(without), "posts/s with roll-up": median(beside), "ratio": median(ratios)}
+    return {
+        "posts/s alone": median(without),
+        "posts/s beside roll-up and sealer": median(beside),
+        "ratio": median(ratios),
+    }
 
 
 # --- Proofs ----------------------------------------------------------------------------------------------------------
@@ -265,9 +414,12 @@ def proofs(lender: Lender) -> dict[str, float]:
 def main(arguments: list[str]) -> int:
     os.environ.setdefault("DJANGO_SETTINGS_MODULE", "hpts.settings")
     os.environ.setdefault("HPTS_DEVELOPMENT", "1")
-    if arguments == ["roll-up"]:
+    if arguments[:1] in (["roll-up"], ["write"]):
         django.setup()
-        _rolling_up()
+        if arguments[0] == "write":
+            _writing(arguments[1], 300.0)
+        else:
+            _rolling_up()
         return 0
     parser = argparse.ArgumentParser(prog="make bench-proof")
     parser.add_argument("--lines", type=int, default=LINES, metavar="N")
@@ -283,8 +435,9 @@ def main(arguments: list[str]) -> int:
         full.fill(options.lines, progress)
     rolled = full.catch_up()
     _analyse()
-    figures = {"rolled up, lines/s": options.lines / rolled}
-    figures |= reads(empty, full, options.seconds) | proofs(full) | throughput(full, options.seconds)
+    figures = {"rolled up, lines/s": options.lines / rolled, "sealed, lines/s": options.lines / full.seal()}
+    figures |= reads(empty, full, options.seconds) | under_writes(full, options.seconds)
+    figures |= pages(full, options.seconds) | proofs(full) | throughput(full, options.seconds)
     table = Table("Figure", title=f"{options.lines} lines")
     table.add_column("", justify="right")
     for name, value in figures.items():

@@ -1445,12 +1445,9 @@ def account_days(cursor: CursorWrapper, *, code: str, since: date, until: date) 
     """What moved an account on each date from `since` on, by currency and layer; a row without a date is all before it."""
     return _as_dicts(
         cursor,
-        """SELECT j.currency, j.layer, CASE WHEN j.effective_at >= %(since)s THEN j.effective_at END AS effective_at,
-                  coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'DR'), 0)::bigint AS dr,
-                  coalesce(sum(j.amount_minor) FILTER (WHERE j.direction = 'CR'), 0)::bigint AS cr
-           FROM journal_line j
-           WHERE j.tenant_id = %(tenant)s AND j.account_code = %(code)s AND j.effective_at <= %(until)s
-           GROUP BY 1, 2, 3 ORDER BY 1, 2 DESC, 3 NULLS FIRST""",
+        """SELECT currency, layer, effective_at, dr_minor::bigint AS dr, cr_minor::bigint AS cr
+           FROM account_days(%(tenant)s, %(code)s, %(since)s, %(until)s)
+           ORDER BY currency, layer DESC, effective_at NULLS FIRST""",
         code=code,
         since=since,
         until=until,

@@ -72,6 +72,27 @@ def agree(books: Books) -> None:
     for currency, layer in (("USD", SETTLED), ("USD", PENDING), ("JPY", SETTLED), ("EUR", SETTLED)):
         for day in (*DAYS, date(2023, 12, 30), date.min, date.max):
             assert shown(books, currency, layer, day) == counted(books, currency, layer, day), (currency, layer, day)
+    for since, until in ((DAYS[1], DAYS[-1]), (DAYS[2], DAYS[4]), (date(2023, 1, 1), date(2026, 1, 1))):
+        assert days(books, "1000", since, until) == counted_days(books, "1000", since, until), (since, until)
+
+
+def days(books: Books, code: str, since: date, until: date) -> list[tuple[Any, ...]]:
+    with tenant_transaction(books.tenant_id, using="readonly") as cursor:
+        return [tuple(day.values()) for day in queries.account_days(cursor, code=code, since=since, until=until)]
+
+
+def counted_days(books: Books, code: str, since: date, until: date) -> list[tuple[Any, ...]]:
+    """What moved the account on each day, and before all of them, straight from the lines."""
+    return books.rows(
+        """SELECT currency, layer, CASE WHEN effective_at >= %s THEN effective_at END,
+                  coalesce(sum(amount_minor) FILTER (WHERE direction = 'DR'), 0)::bigint,
+                  coalesce(sum(amount_minor) FILTER (WHERE direction = 'CR'), 0)::bigint
+           FROM journal_line WHERE account_code = %s AND effective_at <= %s
+           GROUP BY 1, 2, 3 ORDER BY 1, 2 DESC, 3 NULLS FIRST""",
+        since,
+        code,
+        until,
+    )
 
 
 def point(books: Books) -> list[tuple[Any, ...]]:
