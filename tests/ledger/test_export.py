@@ -17,6 +17,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from django.core.management import CommandError, call_command
 
@@ -277,6 +278,31 @@ def test_options_that_make_no_sense_are_refused(journal: Books, options: list[st
 
 def test_a_person_is_told_how_to_go_on(journal: Books, tmp_path: Path) -> None:
     assert "Exported 12 entries to" in told(journal, tmp_path / "journal.jsonl")
+
+
+def test_parquet_has_the_rows_of_the_csv_with_types(
+    journal: Books, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "ROW_GROUP", 5)
+    for name in ("journal.csv", "journal.parquet"):
+        exported(journal, tmp_path / name)
+    file = pyarrow.parquet.ParquetFile(tmp_path / "journal.parquet")
+    found = file.read()
+    assert found.num_rows == len(table(tmp_path / "journal.csv")) == 25 and file.num_row_groups == 5
+    types = {field.name: str(field.type) for field in found.schema if str(field.type) != "string"}
+    assert types == {
+        "posted_at": "timestamp[us, tz=UTC]",
+        "effective_at": "date32[day]",
+        "sequence": "int32",
+        "amount_minor": "int64",
+    }
+    texts = [
+        {name: "" if value is None else str(value) for name, value in row.items()}
+        | {"posted_at": row["posted_at"].strftime("%Y-%m-%dT%H:%M:%S.%fZ")}
+        for row in found.to_pylist()
+    ]
+    assert texts == table(tmp_path / "journal.csv")
+    assert (tmp_path / "journal.parquet").stat().st_mode & 0o777 == 0o600
 
 
 def test_parquet_asks_for_pyarrow_before_it_writes(
