@@ -3348,6 +3348,7 @@ CREATE TABLE public.webhook_delivery (
     status_code smallint,
     error text,
     notice_id uuid,
+    failures jsonb,
     CONSTRAINT webhook_delivery_finished CHECK ((((finished_at IS NOT NULL) AND (state = ANY (ARRAY['succeeded'::text, 'exhausted'::text, 'dead'::text, 'cancelled'::text]))) OR ((NOT (state = ANY (ARRAY['succeeded'::text, 'exhausted'::text, 'dead'::text, 'cancelled'::text]))) AND (finished_at IS NULL)))),
     CONSTRAINT webhook_delivery_of_one_thing CHECK (((sequence IS NULL) OR (notice_id IS NULL))),
     CONSTRAINT webhook_delivery_state CHECK ((state = ANY (ARRAY['pending'::text, 'leased'::text, 'succeeded'::text, 'exhausted'::text, 'dead'::text, 'cancelled'::text])))
@@ -7627,6 +7628,13 @@ GRANT UPDATE(status_code) ON TABLE public.webhook_delivery TO hpts_app;
 --
 
 GRANT UPDATE(error) ON TABLE public.webhook_delivery TO hpts_app;
+
+
+--
+-- Name: COLUMN webhook_delivery.failures; Type: ACL; Schema: public; Owner: -
+--
+
+GRANT UPDATE(failures) ON TABLE public.webhook_delivery TO hpts_app;
 
 
 --

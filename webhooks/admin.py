@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import datetime
 
 from django.http import Http404
 from django.urls import reverse
@@ -97,7 +98,9 @@ def delivery(look: Look, delivery_id: str) -> Context:
     if found is None:
         raise Http404(f"There is no delivery {delivery_id} in these books.")
     title = f"{found['event_type'].replace('_', ' ').capitalize()}"
-    return {"title": title, "crumbs": [("Deliveries", reverse("admin:deliveries"))], "delivery": found}
+    failures = [each | {"at": datetime.fromisoformat(each["at"])} for each in found["failures"]]
+    about = {"title": title, "crumbs": [("Deliveries", reverse("admin:deliveries"))], "delivery": found}
+    return about | {"failures": failures[::-1]}
 
 
 @site.part("entry", title="Deliveries", template="books/webhooks/of_entry.html")

@@ -153,6 +153,11 @@ def alone(cursor: CursorWrapper) -> None:
     wait_turn(cursor, "deliveries")
 
 
+# A delivery's failures with one more; of many the oldest goes.
+_FAILED = """(CASE WHEN jsonb_array_length(d.failures) >= 20 THEN d.failures - 0 ELSE coalesce(d.failures, '[]') END
+              || jsonb_build_object('attempt', d.attempt, 'at', d.attempted_at, 'status', {status}, 'error', {error}))"""
+
+
 def settle(cursor: CursorWrapper, results: Sequence[Result], now: datetime | None = None) -> list[tuple[str, str]]:
     """Write down what came of attempts, and what it means for their endpoints. Gives what somebody should hear of: an endpoint,
     and what has become of it. An attempt whose lease was given to another changes nothing."""
@@ -168,6 +173,8 @@ def settle(cursor: CursorWrapper, results: Sequence[Result], now: datetime | Non
         ), written AS (
             UPDATE webhook_delivery d
             SET state = r.state, due_at = c.now + make_interval(secs => r.delay), status_code = r.status, error = r.error,
+                failures = CASE WHEN r.state = 'succeeded' THEN d.failures
+                                ELSE {_FAILED.format(status="r.status", error="r.error")} END,
                 finished_at = CASE WHEN r.state <> 'pending' THEN c.now END
             FROM result r, clock c
             WHERE d.tenant_id = %(tenant)s AND d.id = r.id AND d.lease_token = r.token AND d.state = 'leased'
@@ -238,8 +245,9 @@ def release(cursor: CursorWrapper, now: datetime | None = None) -> int:
     """Give back what a dead worker held; gives how many. The first two times it is due at once, then by the schedule, so
     that a row that kills its workers is soon alone; after the last attempt it is dead."""
     cursor.execute(
-        """UPDATE webhook_delivery d
-           SET state = CASE WHEN d.attempt >= %(attempts)s THEN 'dead' ELSE 'pending' END,
+        f"""UPDATE webhook_delivery d
+           SET failures = {_FAILED.format(status="NULL::int", error="'the worker ended'")},
+               state = CASE WHEN d.attempt >= %(attempts)s THEN 'dead' ELSE 'pending' END,
                finished_at = CASE WHEN d.attempt >= %(attempts)s THEN c.now END, error = 'the worker ended',
                due_at = c.now + CASE WHEN d.attempt <= 2 THEN interval '0'
                                      ELSE make_interval(secs => (%(schedule)s::float8[])[least(d.attempt + 1, %(attempts)s)]

@@ -105,7 +105,8 @@ class Delivery(TenantOwned):
     the `webhook-id` of every attempt.
 
     `attempt` counts claims since the delivery was last asked for, `lease_token` counts all claims and fences what is written
-    about each; `due_at` is when it may be claimed, or of a leased one when its lease ends.
+    about each; `due_at` is when it may be claimed, or of a leased one when its lease ends. `status_code` and `error` are of the
+    last attempt; `failures` has the last twenty that failed: attempt, at, status, error.
     """
 
     id = models.UUIDField(primary_key=True)
@@ -122,6 +123,7 @@ class Delivery(TenantOwned):
     finished_at = models.DateTimeField(null=True)
     status_code = models.SmallIntegerField(null=True)
     error = models.TextField(null=True)
+    failures = models.JSONField(null=True)
 
     class Meta:
         db_table = "webhook_delivery"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -306,7 +307,7 @@ def endpoint_shown(cursor: CursorWrapper, *, endpoint_id: str) -> dict[str, Any]
 
 _DELIVERY = """
     SELECT d.id::text AS delivery_id, d.endpoint_id::text AS endpoint_id, e.url, v.entry_id::text AS entry_id, d.sequence,
-           d.event_type, d.state, d.attempt, d.created_at, d.attempted_at, d.finished_at, d.status_code, d.error,
+           d.event_type, d.state, d.attempt, d.created_at, d.attempted_at, d.finished_at, d.status_code, d.error, d.failures,
            CASE WHEN d.state = 'pending' THEN d.due_at END AS next_attempt_at
     FROM webhook_delivery d
     JOIN webhook_endpoint e ON e.tenant_id = d.tenant_id AND e.id = d.endpoint_id
@@ -337,7 +338,7 @@ def delivery_rows(
 
 def delivery_shown(cursor: CursorWrapper, *, delivery_id: str) -> dict[str, Any] | None:
     found = _as_dicts(cursor, f"{_DELIVERY} AND d.id = %(id)s::uuid", id=delivery_id)
-    return found[0] if found else None
+    return found[0] | {"failures": json.loads(found[0]["failures"] or "[]")} if found else None
 
 
 def deliveries_of_entry(cursor: CursorWrapper, *, entry_id: str) -> list[dict[str, Any]]:

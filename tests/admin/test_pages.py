@@ -20,6 +20,9 @@ from hpts.access import GROUPS
 from hpts.site import READS, Look, site
 from tests.admin.conftest import EVERY_TENANT, Rich, browser_of, make_person, people
 from tests.conftest import Lender
+from tests.webhooks.conftest import claim, eventually, register, settle
+from webhooks.delivery import Outcome
+from webhooks.relay import relay
 
 MOST_QUERIES = 12
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
@@ -204,6 +207,17 @@ def test_pages_read_as_the_role_that_cannot_write(rich: Rich, rf: Any) -> None:
 
     site.looking(request, access_of(request), "books/refusal.html", show)
     assert seen == {"role": "hpts_readonly", "read only": "on", "tenants": 1}
+
+
+def test_a_deliverys_page_tells_what_each_failed_attempt_heard(acme: Lender) -> None:
+    endpoint = register(acme.api, "https://93.184.215.14/hook")
+    acme.api.disburse(acme.loan, 100_000, "2026-01-05")
+    eventually(lambda: relay(acme.tenant_id) > 0)
+    tried = next(each for each in claim(acme) if each.endpoint_id == endpoint.endpoint_id)
+    settle(acme, [tried], Outcome(status=503, error="come back later"))
+    client = browser_of(make_person("viewer", books=acme.tenant_id))
+    page = client.get(f"/admin/deliveries/{tried.delivery_id}/").content.decode()
+    assert "Attempts that failed" in page and "HTTP 503" in page and "come back later" in page
 
 
 def test_platform_staff_turns_from_tenant_to_tenant(rich: Rich, zenith: Lender) -> None:

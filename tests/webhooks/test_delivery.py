@@ -15,7 +15,7 @@ import pytest
 from standardwebhooks import Webhook
 
 from hpts.tenancy import tenant_transaction
-from tests.conftest import Lender
+from tests.conftest import Lender, posted
 from tests.ledger.conftest import race, session
 from tests.webhooks.conftest import (
     Endpoint,
@@ -30,7 +30,7 @@ from tests.webhooks.conftest import (
     rows,
     settle,
 )
-from webhooks import delivery, sender, tasks, worker
+from webhooks import delivery, queries, sender, tasks, worker
 from webhooks.delivery import RETRY_SECONDS, Outcome, verdict
 
 SCHEDULE = [0, 5, 300, 1_800, 7_200, 18_000, 36_000, 50_400, 72_000, 86_400]
@@ -343,6 +343,32 @@ def test_a_worker_that_was_given_up_writes_nothing(lent: Lender, now: datetime) 
     settle(lent, [quick], DONE, later)
     settle(lent, [slow], FAILED, later)
     assert endpoint.states() == {"succeeded": 1}
+
+
+def test_what_each_failed_attempt_heard_is_kept_until_there_are_twenty(lent: Lender, now: datetime) -> None:
+    endpoint = waiting(lent)
+    (tried,) = claim(lent, now=now)
+    settle(lent, [tried], Outcome(status=500, error="a mistake"), now)
+    now += timedelta(days=1)
+    (lost,) = claim(lent, now=now)
+    assert lost.attempt == 2
+    now += timedelta(seconds=delivery.LEASE_SECONDS)
+    (last,) = claim(lent, now=now)
+    settle(lent, [last], DONE, now)
+    assert endpoint.states() == {"succeeded": 1}
+
+    def kept() -> list[tuple[Any, ...]]:
+        with tenant_transaction(lent.tenant_id) as cursor:
+            shown = queries.delivery_shown(cursor, delivery_id=last.delivery_id)
+        assert shown is not None
+        return [(each["attempt"], each["status"], each["error"]) for each in shown["failures"]]
+
+    assert kept() == [(1, 500, "a mistake"), (2, None, "the worker ended")]
+    for number in range(20):
+        posted(lent.api.post(f"/v1/webhook-deliveries/{last.delivery_id}/redeliver", b""))
+        (again,) = claim(lent)
+        settle(lent, [again], Outcome(status=500, error=f"{number}"))
+    assert [error for _, _, error in kept()] == [f"{number}" for number in range(20)]
 
 
 def test_a_lease_is_renewed_by_its_holder_alone(lent: Lender, now: datetime) -> None:
