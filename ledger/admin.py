@@ -58,6 +58,7 @@ def posted_today(look: Look) -> Context:
     return {
         "kinds": kinds,
         "entries": sum(each["entries"] for each in kinds),
+        "counted": queries.COUNTED,
         "last_posted_at": max((each["last_posted_at"] for each in kinds), default=None),
     }
 

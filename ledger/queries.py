@@ -1216,18 +1216,26 @@ def _one(cursor: CursorWrapper, sql: str, **params: Any) -> dict[str, Any] | Non
     return found[0] if found else None
 
 
+# A page that says how many there are counts no more than these.
+COUNTED = 20_000
+
+
 def postings_of_day(cursor: CursorWrapper) -> list[dict[str, Any]]:
-    """How many entries of each kind have been posted since the tenant's day began, and when the last one was. Ids of entries
-    begin with the millisecond of their posting, so that the key finds them."""
+    """How many entries of each kind are among those posted since the tenant's day began, the last `COUNTED` of them, and when
+    the last one was. Ids of entries begin with the millisecond of their posting, so that the key finds them."""
     return _as_dicts(
         cursor,
         """SELECT e.event_type, count(*) AS entries, max(e.posted_at) AS last_posted_at
            FROM tenant n
            CROSS JOIN LATERAL (
                SELECT date_trunc('day', clock_timestamp() AT TIME ZONE n.timezone) AT TIME ZONE n.timezone AS began) day
-           JOIN journal_entry e ON e.tenant_id = n.id
-                AND e.id >= (lpad(to_hex((extract(epoch FROM day.began) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
+           CROSS JOIN LATERAL (
+               SELECT j.event_type, j.posted_at FROM journal_entry j
+               WHERE j.tenant_id = n.id
+                 AND j.id >= (lpad(to_hex((extract(epoch FROM day.began) * 1000)::bigint), 12, '0') || repeat('0', 20))::uuid
+               ORDER BY j.id DESC LIMIT %(counted)s) e
            WHERE n.id = %(tenant)s GROUP BY e.event_type ORDER BY entries DESC, e.event_type""",
+        counted=COUNTED,
     )
 
 

@@ -12,7 +12,7 @@ from django.db.backends.utils import CursorWrapper
 
 from hpts.metrics import Reading
 from hpts.tenancy import current_tenant, tenant_transaction
-from ledger.queries import tenant_ids, timestamp
+from ledger.queries import COUNTED, tenant_ids, timestamp
 from webhooks.models import UNDELIVERED
 
 # Readiness is red when an entry has waited so long for its place in the feed.
@@ -366,18 +366,20 @@ def called(cursor: CursorWrapper, *, uuid: str) -> list[tuple[str, str]]:
 
 
 def backlog(cursor: CursorWrapper, *, limit: int) -> dict[str, Any]:
-    """How many entries wait for their place in the feed and since when, how many deliveries have failed for good, and
-    `troubled`: endpoints that fail, wait, or were switched off because they failed, the worst first."""
+    """How many entries wait for their place in the feed (`COUNTED` at most) and since when, how many deliveries have failed for
+    good, and `troubled`: endpoints that fail, wait, or were switched off because they failed, the worst first."""
     (found,) = _as_dicts(
         cursor,
         f"""WITH head AS (SELECT sequence, created_xid, entry_id FROM webhook_event
                          WHERE tenant_id = %(tenant)s ORDER BY sequence DESC LIMIT 1),
                 waiting AS (
-                    SELECT count(*) AS entries, min(e.posted_at) AS since
-                    FROM outbox_message o JOIN journal_entry e ON e.tenant_id = o.tenant_id AND e.id = o.entry_id
-                    WHERE o.tenant_id = %(tenant)s
-                      AND (o.created_xid, o.entry_id) > (coalesce((SELECT created_xid FROM head), '0'), coalesce(
-                          (SELECT entry_id FROM head), '00000000-0000-0000-0000-000000000000')))
+                    SELECT count(*) AS entries, min(w.posted_at) AS since
+                    FROM (SELECT e.posted_at
+                          FROM outbox_message o JOIN journal_entry e ON e.tenant_id = o.tenant_id AND e.id = o.entry_id
+                          WHERE o.tenant_id = %(tenant)s
+                            AND (o.created_xid, o.entry_id) > (coalesce((SELECT created_xid FROM head), '0'), coalesce(
+                                (SELECT entry_id FROM head), '00000000-0000-0000-0000-000000000000'))
+                          ORDER BY o.created_xid, o.entry_id LIMIT %(counted)s) w)
            SELECT coalesce((SELECT sequence FROM head), 0) AS events, w.entries AS waiting,
                   extract(epoch FROM clock_timestamp() - w.since)::float8 AS waiting_seconds,
                   (SELECT count(*) FROM webhook_endpoint e WHERE e.tenant_id = %(tenant)s AND e.state = 'enabled') AS endpoints,
@@ -389,6 +391,7 @@ def backlog(cursor: CursorWrapper, *, limit: int) -> dict[str, Any]:
                        ORDER BY failing_since NULLS LAST, endpoint_id LIMIT %(limit)s) t) AS troubled
            FROM waiting w""",
         limit=limit,
+        counted=COUNTED,
     )
     for each in found["troubled"]:
         since = each["failing_since"]

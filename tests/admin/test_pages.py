@@ -18,10 +18,12 @@ from django.urls import reverse
 
 from hpts.access import GROUPS
 from hpts.site import READS, Look, site
+from hpts.tenancy import tenant_transaction
 from tests.admin.conftest import EVERY_TENANT, Rich, browser_of, make_person, people
 from tests.conftest import Lender
 from tests.webhooks.conftest import claim, eventually, register, settle
 from webhooks.delivery import Outcome
+from webhooks.queries import backlog
 from webhooks.relay import relay
 
 MOST_QUERIES = 12
@@ -207,6 +209,20 @@ def test_pages_read_as_the_role_that_cannot_write(rich: Rich, rf: Any) -> None:
 
     site.looking(request, access_of(request), "books/refusal.html", show)
     assert seen == {"role": "hpts_readonly", "read only": "on", "tenants": 1}
+
+
+def test_what_is_posted_and_what_waits_is_counted_up_to_a_bound(acme: Lender, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that today's page takes no longer on a day of millions."""
+    for amount in (100_000, 200, 300):
+        acme.api.disburse(acme.loan, amount, "2026-01-05")
+    client = browser_of(make_person("viewer", books=acme.tenant_id))
+    assert "and more" not in client.get("/admin/").content.decode()
+    monkeypatch.setattr("ledger.queries.COUNTED", 2)
+    monkeypatch.setattr("webhooks.queries.COUNTED", 2)
+    page = client.get("/admin/").content.decode()
+    assert "2 <small>and more</small>" in page and "Of the last 2." in page
+    with tenant_transaction(acme.tenant_id) as cursor:
+        assert backlog(cursor, limit=5)["waiting"] == 2
 
 
 def test_a_deliverys_page_tells_what_each_failed_attempt_heard(acme: Lender) -> None:
