@@ -59,7 +59,9 @@ def tenant(name: str) -> tuple[str, str, list[tuple[str, str]]]:
                 opened_on=date(2026, 1, 1), principal_limit_minor=None, annual_rate_bps=None,
             )  # fmt: skip
     client, _ = oauth.register_client(tenant_id=tenant_id, scopes=["hpts:payments:write"], name=name)
-    request: Any = SimpleNamespace(client=client, scopes=["hpts:payments:write"], expires_in=3600)
+    request: Any = SimpleNamespace(
+        client=client, user=None, headers={}, scopes=["hpts:payments:write"], expires_in=3600
+    )
     return tenant_id, oauth.access_token(request), loans
 
 
